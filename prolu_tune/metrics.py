@@ -1,0 +1,134 @@
+"""Every number that is reported, each formula once; training and evaluation both call these.
+
+Activations of latents, squared errors, MSE and FVU are meant in the space the autoencoder works in (tokens rescaled to
+norm sqrt(d_in) unless normalisation is off). Cross-entropies are in nats.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def l0(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " batch"]:
+    """Returns the number of active latents of each token."""
+    return (acts > 0).sum(1).to(acts.dtype)
+
+
+def l1(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " batch"]:
+    """Returns the sum of each token's activations."""
+    return acts.sum(1)
+
+
+def sqrt_l1(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " batch"]:
+    """Returns the sum of the roots of each token's activations, without the constant that training adds under the root."""
+    return torch.sqrt(acts).sum(1)
+
+
+def firing_counts(acts: Float[Tensor, "batch d_sae"]) -> Int[Tensor, " d_sae"]:
+    """Returns for each latent the number of tokens on which it is active; their sum over the tokens is the mean l0."""
+    return (acts > 0).sum(0)
+
+
+def squared_error(recon: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
+    """Returns each token's squared error, summed over d_in."""
+    return (recon - x).square().sum(1)
+
+
+def mse(recon: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
+    """Returns the squared error averaged over tokens and over d_in."""
+    return squared_error(recon, x).mean() / x.shape[1]
+
+
+def fvu(recon: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
+    """Returns the fraction of variance unexplained: squared error over the variance around the tokens' mean."""
+    return squared_error(recon, x).sum() / squared_error(x, x.mean(0, keepdim=True).expand_as(x)).sum()
+
+
+def relative_norm(recon: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
+    """Returns each token's ||recon|| / ||x||; below 1 features are suppressed. NaN where x is 0."""
+    return recon.norm(dim=1) / x.norm(dim=1)
+
+
+def alive(
+    counts: Int[Tensor, " d_sae"] | Float[Tensor, " d_sae"], *, tokens: int, least_frequency: float = 0.0
+) -> Bool[Tensor, " d_sae"]:
+    """Returns which latents fired at all, and in at least this share of the tokens."""
+    return (counts > 0) & (counts.double() >= least_frequency * tokens)
+
+
+def frac_negative_bias(b_enc: Float[Tensor, " d_sae"]) -> float:
+    """Returns the share of latents whose encoder bias is below 0."""
+    return (b_enc < 0).double().mean().item()
+
+
+def ce_degradation(*, ce_loss_clean: float, ce_loss_with_sae: float) -> float:
+    """Returns by how much the splice raises the language model's loss; positive is worse."""
+    return ce_loss_with_sae - ce_loss_clean
+
+
+def ce_loss_score(*, ce_loss_clean: float, ce_loss_with_sae: float, ce_loss_zero: float) -> float:
+    """Returns the share of the loss between zeroing the hook and leaving it alone that the splice recovers.
+
+    NaN where zeroing the hook changes nothing.
+    """
+    if ce_loss_zero == ce_loss_clean:
+        return float("nan")
+    return (ce_loss_zero - ce_loss_with_sae) / (ce_loss_zero - ce_loss_clean)
+
+
+class MetricSums:
+    """Adds up batches of any size; `result()` is then what one batch of all tokens would give. Sums are float64."""
+
+    def __init__(self, *, d_in: int, d_sae: int, device: torch.device | str = "cpu") -> None:
+        """Starts at no tokens."""
+        self.tokens = 0
+        self._d_in = d_in
+        self._sums = {
+            name: torch.zeros((), dtype=torch.float64, device=device)
+            for name in ("l0", "l1", "sqrt_l1", "squared_error", "squared_norm", "relative_norm", "nonzero_tokens")
+        }
+        self._sum_x = torch.zeros(d_in, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(d_sae, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def add(
+        self, x: Float[Tensor, "batch d_in"], acts: Float[Tensor, "batch d_sae"], recon: Float[Tensor, "batch d_in"]
+    ) -> None:
+        """Counts a batch; x and recon both as the autoencoder sees them."""
+        ratio = relative_norm(recon, x)
+        defined = x.norm(dim=1) > 0
+        counts = firing_counts(acts)
+        per_token = {
+            "l0": counts,
+            "l1": l1(acts),
+            "sqrt_l1": sqrt_l1(acts),
+            "squared_error": squared_error(recon, x),
+            "squared_norm": x.double().square(),
+            "relative_norm": ratio[defined],
+            "nonzero_tokens": defined,
+        }
+        for name, values in per_token.items():
+            self._sums[name] += values.sum(dtype=torch.float64)
+        self._sum_x += x.sum(0, dtype=torch.float64)
+        self._counts += counts
+        self.tokens += x.shape[0]
+
+    def result(self) -> dict[str, float]:
+        """Returns l0, l1, sqrt_l1, mse, fvu, relative_norm and frac_alive (share of latents that fired at all).
+
+        Raises:
+            ValueError: if no token was added.
+        """
+        if self.tokens == 0:
+            raise ValueError("no token was added, so there is no mean; add at least one batch")
+        sums = {name: value.item() for name, value in self._sums.items()}
+        variance = sums["squared_norm"] - self._sum_x.square().sum().item() / self.tokens
+        return {
+            "l0": sums["l0"] / self.tokens,
+            "l1": sums["l1"] / self.tokens,
+            "sqrt_l1": sums["sqrt_l1"] / self.tokens,
+            "mse": sums["squared_error"] / (self.tokens * self._d_in),
+            "fvu": sums["squared_error"] / variance if variance > 0 else float("nan"),
+            "relative_norm": sums["relative_norm"] / sums["nonzero_tokens"] if sums["nonzero_tokens"] else float("nan"),
+            "frac_alive": alive(self._counts, tokens=self.tokens).double().mean().item(),
+        }

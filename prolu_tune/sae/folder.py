@@ -1,0 +1,140 @@
+"""A trained autoencoder on disk: a folder with `sae.safetensors` (four tensors) and `config.json`.
+
+`config.json` holds the complete trial configuration, versions, metrics and the SHA-256 of the tensors. Nothing in
+the folder is run, and nothing is allocated before names, dtypes, shapes and sizes agree.
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from prolu_tune.config.trial import SaeConfig
+from prolu_tune.errors import InputError
+from prolu_tune.sae.model import SparseAutoencoder
+from prolu_tune.sae.tensor_file import (
+    DamagedFileError,
+    TensorSpec,
+    content_digest,
+    read_small_file,
+    read_tensors,
+    replace_file,
+    sync_folder,
+    write_tensors,
+)
+
+TENSORS_NAME = "sae.safetensors"
+CONFIG_NAME = "config.json"
+FORMAT = 1
+MAX_CONFIG_BYTES = 1_000_000
+
+
+def save_sae(
+    sae: SparseAutoencoder, folder: Path, *, config: dict, versions: dict[str, str], metrics: dict[str, float]
+) -> Path:
+    """Writes the folder as a whole, replacing one that is there, and returns it.
+
+    Args:
+        sae: what to save.
+        folder: its parent is made if need be.
+        config: the complete trial configuration, as JSON values; its section `sae` is what loading reads.
+        versions: version by package.
+        metrics: final metrics; NaN and infinity become null.
+
+    Raises:
+        OSError: if it cannot be written; a folder that was there is untouched.
+    """
+    tensors = {name: tensor.detach() for name, tensor in sae.named_parameters()}
+    document = {
+        "format": FORMAT,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "config": config,
+        "versions": versions,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "sha256": content_digest(tensors),
+    }
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    for leftover in (new, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    new.mkdir()
+    try:
+        write_tensors(new / TENSORS_NAME, tensors, {"format": "pt"})
+        replace_file(new / CONFIG_NAME, [text.encode()])
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.replace(old)
+    new.replace(folder)
+    sync_folder(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+    return folder
+
+
+def load_sae_folder(path: Path) -> SparseAutoencoder:
+    """Returns the autoencoder of a folder, or of the folder that a given `sae.safetensors` lies in, on the CPU.
+
+    Raises:
+        InputError: if there is none, or its files are incomplete, altered or of another kind.
+    """
+    folder = path.parent if path.name == TENSORS_NAME else path
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give one that holds {TENSORS_NAME} and {CONFIG_NAME}")
+    document = read_sae_config(folder)
+    d_in, d_sae = document["d_in"], document["d_sae"]
+    expected = {
+        "W_enc": TensorSpec(torch.float32, (d_in, d_sae)),
+        "W_dec": TensorSpec(torch.float32, (d_sae, d_in)),
+        "b_enc": TensorSpec(torch.float32, (d_sae,)),
+        "b_dec": TensorSpec(torch.float32, (d_in,)),
+    }
+    try:
+        config = SaeConfig.model_validate(document["config"]["sae"])
+        tensors, _ = read_tensors(folder / TENSORS_NAME, expected)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _refused(folder, f"config.sae.{where} in {CONFIG_NAME}: {first['msg']}") from error
+    except (DamagedFileError, OSError) as error:
+        raise _refused(folder, str(error)) from error
+    if content_digest(tensors) != document["sha256"]:
+        raise _refused(folder, f"{TENSORS_NAME} does not have the SHA-256 that {CONFIG_NAME} names")
+    sae = SparseAutoencoder(config, d_in, d_sae, generator=torch.Generator())
+    sae.load_state_dict(tensors)
+    return sae
+
+
+def read_sae_config(folder: Path) -> dict:
+    """Returns `config.json` of an autoencoder's folder: format, d_in, d_sae, config, versions, metrics, sha256.
+
+    Raises:
+        InputError: if it is missing, too large, not JSON, of another format, or lacks what loading needs.
+    """
+    try:
+        document = json.loads(read_small_file(folder / CONFIG_NAME, max_bytes=MAX_CONFIG_BYTES))
+    except (DamagedFileError, OSError) as error:
+        raise _refused(folder, str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise _refused(folder, f"{CONFIG_NAME} is not JSON ({type(error).__name__})") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else None
+        raise _refused(folder, f"{CONFIG_NAME} names format {str(found)[:20]}, this version reads {FORMAT}")
+    for name in ("d_in", "d_sae"):
+        # type() and not isinstance: JSON's true is an int to Python. The limit keeps sizes printable, whoever wrote them.
+        if type(document.get(name)) is not int or not 0 < document[name] < 2**31:
+            raise _refused(folder, f"{name} in {CONFIG_NAME} must be a positive whole number below 2^31")
+    if not isinstance(document.get("config"), dict) or not isinstance(document["config"].get("sae"), dict):
+        raise _refused(folder, f"{CONFIG_NAME} lacks the section config.sae")
+    return document
+
+
+def _refused(folder: Path, reason: str) -> InputError:
+    return InputError(f"{folder} is not a usable autoencoder: {reason}; copy or train it again")

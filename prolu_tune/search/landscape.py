@@ -1,0 +1,308 @@
+"""Everything that a readable set of trials says about all groups: curves, open bins, what cannot be reached, when to stop."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr
+
+from prolu_tune.search.coverage import CoverageTarget, bin_counts
+from prolu_tune.search.records import Group, PendingTrial, TrialRecord
+from prolu_tune.search.response import SURPRISE, Observation, Response, ResponsePrior, clipped_log
+from prolu_tune.search.stopping import CourseModel, Decision, decision_fraction
+
+MIN_WIDTH = 0.03  # log coefficient: a bin that less than this leads to is not worth finding
+WORTH_TRYING = 0.15  # a bin with a smaller chance than this at its best coefficient is probed or given up
+STOP_BELOW = 0.3  # chance of filling an open bin under which a running trial is stopped
+_DIVERGENCE_PRIOR, _DIVERGENCE_WEIGHT = 0.06, 3.0
+_RESPONSE_SLOPE = -1.45
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Where on the log coefficient a bin can still lie, and which trials say so (None: the end of the range)."""
+
+    left: float
+    right: float
+    left_trial: int | None
+    right_trial: int | None
+
+    @property
+    def width(self) -> float:
+        return self.right - self.left
+
+
+@dataclass(frozen=True)
+class Unreachable:
+    """A bin that no coefficient in the range leads to, with the evidence."""
+
+    bin: int
+    reason: str
+    trials: tuple[int, ...]
+
+
+class Landscape:
+    """What a set of ended trials shows. A pure function of its arguments; parts are computed when asked for.
+
+    Args:
+        records: the ended trials that may be read.
+        target: range and bins.
+        spans: natural logarithms of the smallest and largest coefficient of each group, in a fixed order.
+        repeats: how many finished trials every bin should get beyond the first.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[TrialRecord],
+        target: CoverageTarget,
+        spans: Mapping[Group, tuple[float, float]],
+        *,
+        repeats: int = 0,
+    ) -> None:
+        self.target = target
+        self.spans = dict(spans)
+        self.repeats = repeats
+        self.records: dict[Group, list[TrialRecord]] = {group: [] for group in self.spans}
+        for record in records:
+            if record.group in self.records and record.fraction > 0:
+                self.records[record.group].append(record)
+        self.courses = CourseModel(records, target)
+        self._observations: dict[Group, list[Observation]] = {}
+        self._responses: dict[Group, Response] = {}
+        self._summaries: dict[Group, tuple[float, float, float | None] | None] = {}
+        self._brackets: dict[Group, list[Bracket]] = {}
+        self._unreachable: dict[Group, dict[int, Unreachable]] = {}
+
+    # -- curves
+
+    def observations(self, group: Group) -> list[Observation]:
+        """Log L0 of the finished trials of a group, and of the stopped ones as their courses foretell it."""
+        if group not in self._observations:
+            seen = []
+            for record in self.records[group]:
+                point: tuple[float, float] | None = None
+                if record.outcome == "finished" and record.l0 is not None:
+                    point = clipped_log(record.l0, self.target), 0.0
+                elif record.outcome == "stopped":
+                    point = self.courses.predict(group, record.course, record.fraction)
+                    if point is None and record.predicted_l0 is not None:
+                        point = clipped_log(record.predicted_l0, self.target), 0.4
+                if point is not None:
+                    y = min(max(point[0], clipped_log(0.0, self.target)), clipped_log(math.inf, self.target))
+                    finished = record.outcome == "finished"
+                    seen.append(Observation(record.log_coefficient, y, point[1], record.number, finished))
+            self._observations[group] = seen
+        return self._observations[group]
+
+    def _summary(self, group: Group) -> tuple[float, float, float | None] | None:
+        """Crossing of the middle of the target relative to the middle of the range, its sd, and the slope if known."""
+        if group not in self._summaries:
+            self._summaries[group] = self._summarise(group)
+        return self._summaries[group]
+
+    def _summarise(self, group: Group) -> tuple[float, float, float | None] | None:
+        observations = self.observations(group)
+        if not observations:
+            return None
+        low, high = self.spans[group]
+        response = Response(observations, (low, high), self.target, self._blank_prior(group))
+        if not response.located:
+            weight, location, _ = response._lines
+            centre = float(weight @ location)
+            spread = math.sqrt(max(float(weight @ (location - centre) ** 2), 0.04))
+            return (centre - (low + high) / 2, spread, None) if spread < 0.2 * (high - low) else None
+        x, y = response.x[response.near], response.y[response.near]
+        moved = x - x.mean()
+        slope = (moved @ y + 0.3 * _RESPONSE_SLOPE) / (moved @ moved + 0.3)
+        slope = min(max(float(slope), -3.0), -0.5)
+        ahead = self.target.log_middle - float(y.mean())
+        location = float(x.mean()) + ahead / slope
+        return location - (low + high) / 2, 0.1 + 0.25 * abs(ahead), slope if len(x) >= 4 else None
+
+    def _blank_prior(self, group: Group) -> ResponsePrior:
+        low, high = self.spans[group]
+        return ResponsePrior(location=(low + high) / 2, location_sd=0.3 * (high - low))
+
+    def prior(self, group: Group) -> ResponsePrior:
+        """What the other groups tell about a group: shift and slope, with how far groups differ."""
+        low, high = self.spans[group]
+        blank = self._blank_prior(group)
+        others = [(other, self._summary(other)) for other in self.spans if other != group]
+        known = [(other, summary) for other, summary in others if summary is not None]
+        if not known:
+            return blank
+        shifts = np.array([summary[0] for _, summary in known])
+        sds = np.array([summary[1] for _, summary in known])
+        sure = shifts[sds < 0.8]
+        between = (2 * 1.2**2 + float(((sure - sure.mean()) ** 2).sum() if len(sure) else 0)) / (2 + max(len(sure) - 1, 0))
+        sibling = np.array([other[0] == group[0] for other, _ in known])
+        weight = 1 / (sds**2 + np.where(sibling, 0.3**2, between))
+        blank_weight = 1 / blank.location_sd**2
+        shift = float(weight @ shifts / (weight.sum() + blank_weight))
+        own = 0.3**2 if (sibling & (sds < 0.8)).any() else between
+        slopes = [summary[2] for _, summary in known if summary[2] is not None]
+        slope = (sum(slopes) + 2 * _RESPONSE_SLOPE) / (len(slopes) + 2)
+        return ResponsePrior(
+            location=(low + high) / 2 + shift,
+            location_sd=min(math.sqrt(own + 1 / (weight.sum() + blank_weight)), blank.location_sd),
+            slope=slope,
+            slope_sd=0.45 if len(slopes) < 3 else 0.35,
+        )
+
+    def response(self, group: Group) -> Response:
+        """The curve of a group, with what the other groups lend it."""
+        if group not in self._responses:
+            self._responses[group] = Response(self.observations(group), self.spans[group], self.target, self.prior(group))
+        return self._responses[group]
+
+    # -- bins
+
+    def counts(self, group: Group) -> np.ndarray:
+        """Finished trials in each bin."""
+        return bin_counts((record.l0 for record in self.records[group] if record.outcome == "finished"), self.target)
+
+    def open_bins(self, group: Group) -> np.ndarray:
+        """Indices of the bins that still want a trial: empty and not unreachable, then those short of repeats."""
+        counts = self.counts(group)
+        wanted = np.array([index not in self.unreachable(group) for index in range(self.target.bins)], dtype=bool)
+        level = int(counts[wanted].min()) if wanted.any() else 0
+        return np.flatnonzero(wanted & (counts == level)) if level <= self.repeats else np.array([], dtype=int)
+
+    def brackets(self, group: Group) -> list[Bracket]:
+        """For each bin the stretch of log coefficient where it can still lie, from trials that surely landed beside it."""
+        if group not in self._brackets:
+            low, high = self.spans[group]
+            response = self.response(group)
+            level, sd = response.latent()
+            above, below = level - 2 * sd, level + 2 * sd
+            brackets = []
+            for bottom, top in zip(self.target.log_edges, self.target.log_edges[1:], strict=False):
+                left, right = np.flatnonzero(above > top), np.flatnonzero(below < bottom)
+                last = int(left[-1]) if len(left) else None
+                first = int(right[0]) if len(right) else None
+                brackets.append(
+                    Bracket(
+                        low if last is None else float(response.x[last]),
+                        high if first is None else float(response.x[first]),
+                        None if last is None else response.observations[last].number,
+                        None if first is None else response.observations[first].number,
+                    )
+                )
+            self._brackets[group] = brackets
+        return self._brackets[group]
+
+    def unreachable(self, group: Group) -> dict[int, Unreachable]:
+        """The empty bins that are given up, with the evidence."""
+        if group not in self._unreachable:
+            counts = self.counts(group)
+            found = {}
+            if self.records[group]:
+                for index, bracket in enumerate(self.brackets(group)):
+                    verdict = None if counts[index] else self._verdict(group, index, bracket)
+                    if verdict is not None:
+                        found[index] = verdict
+            self._unreachable[group] = found
+        return self._unreachable[group]
+
+    def _verdict(self, group: Group, index: int, bracket: Bracket) -> Unreachable | None:
+        low_l0, high_l0 = self.target.bounds_of(index)
+        name = f"L0 {low_l0:.3g} to {high_l0:.3g}"
+        trials = tuple(number for number in (bracket.left_trial, bracket.right_trial) if number is not None)
+        if bracket.width < MIN_WIDTH:
+            if bracket.left_trial is None:
+                reason = f"{name}: L0 is lower even at the smallest coefficient ({math.exp(bracket.left):.3g})"
+            elif bracket.right_trial is None:
+                reason = f"{name}: L0 is higher even at the largest coefficient ({math.exp(bracket.right):.3g})"
+            else:
+                places = f"{math.exp(bracket.left):.4g} and {math.exp(bracket.right):.4g}"
+                reason = f"{name}: L0 jumps over it between the coefficients {places}"
+            return Unreachable(index, reason, trials)
+        inside = [
+            record
+            for record in self.records[group]
+            if bracket.left - MIN_WIDTH <= record.log_coefficient <= bracket.right + MIN_WIDTH
+        ]
+        strictly = [record for record in inside if bracket.left < record.log_coefficient < bracket.right]
+        lost = [record.number for record in strictly if record.outcome in ("diverged", "failed")]
+        limit = 3 if self.response(group).located else 6
+        if len(lost) >= limit and len(lost) == len(strictly):
+            return Unreachable(index, f"{name}: every training between its neighbours diverged or failed", tuple(lost))
+        if len(inside) >= 6 and bracket.width < 0.5 and self.best_chance(group, index) < WORTH_TRYING:
+            tried = tuple(record.number for record in inside)
+            return Unreachable(index, f"{name}: {len(inside)} trainings around its place missed it", tried)
+        return None
+
+    # -- what a trial is worth
+
+    def candidates(self, group: Group) -> np.ndarray:
+        """Log coefficients worth comparing: an even cover of the range and where the curve meets each bin."""
+        low, high = self.spans[group]
+        even = np.linspace(low, high, 65)
+        response = self.response(group)
+        mean = np.minimum.accumulate(response.landing(even)[0])
+        levels = np.concatenate([self.target.log_centers, self.target.log_edges])
+        aimed = np.interp(-levels, -mean - 1e-9 * np.arange(len(mean))[::-1], even)
+        # A second pass on a fine grid: the even one is as coarse as a bin is wide.
+        fine = np.unique(np.clip(np.concatenate([aimed + step for step in (-0.06, 0.0, 0.06)]), low, high))
+        fine_mean = np.minimum.accumulate(response.landing(fine)[0])
+        aimed = np.interp(-levels, -fine_mean - 1e-9 * np.arange(len(fine))[::-1], fine)
+        return np.unique(np.concatenate([even, np.clip(aimed, low, high)]))
+
+    def survival(self, group: Group, xs: np.ndarray) -> np.ndarray:
+        """Probability that a training at each of `xs` neither diverges nor fails, from what happened nearby."""
+        weight = np.full(len(xs), _DIVERGENCE_WEIGHT)
+        lost = weight * _DIVERGENCE_PRIOR
+        for record in self.records[group]:
+            nearness = np.clip(1 - np.abs(xs - record.log_coefficient) / 0.2, 0, 1)
+            weight = weight + nearness
+            if record.outcome in ("diverged", "failed"):
+                lost = lost + nearness
+        return 1 - lost / weight
+
+    def covered(self, group: Group, pending: Sequence[PendingTrial]) -> np.ndarray:
+        """Probability of each bin to be filled by the pending trials of the group."""
+        xs = np.array([trial.log_coefficient for trial in pending if trial.group == group])
+        if not len(xs):
+            return np.zeros(self.target.bins)
+        chance = self.response(group).probabilities(xs) * self.survival(group, xs)[:, None]
+        return 1 - np.prod(1 - chance, axis=0)
+
+    def best_chance(self, group: Group, index: int) -> float:
+        """The highest probability, over all coefficients, of a trial to land in the bin."""
+        return float(self.response(group).probabilities(self.candidates(group))[:, index].max())
+
+    def should_stop(
+        self,
+        group: Group,
+        log_coefficient: float,
+        course: Sequence[tuple[float, float]],
+        fraction: float,
+        pending: Sequence[PendingTrial] = (),
+    ) -> Decision:
+        """Whether a trial of the group, seen up to `fraction`, is going to fill no open bin."""
+        if fraction >= 1 - 1e-9:
+            return Decision(False, course[-1][1] if course else None, "the training is over")
+        seen = self.courses.predict(group, course, fraction)
+        if seen is None:
+            return Decision(False, None, "no point of decision has been passed")
+        mean, sd = self._combine(group, log_coefficient, seen)
+        edges = ndtr((self.target.log_edges - mean) / sd)
+        still_open = self.open_bins(group)
+        chance = float(((1 - self.covered(group, pending)) * np.diff(edges))[still_open].sum())
+        predicted = math.exp(mean)
+        percent = 100 * (decision_fraction(fraction) or 0.0)
+        told = f"at {percent:.0f}% it is going to land at L0 {predicted:.3g} (times or over {math.exp(sd):.2f})"
+        if chance < STOP_BELOW:
+            place = "a filled bin" if self.target.bin_of(predicted) is not None else "outside the range"
+            return Decision(True, predicted, f"{told}, {place}: chance of an open bin {chance:.2f}")
+        return Decision(False, predicted, f"{told}: chance of an open bin {chance:.2f}")
+
+    def _combine(self, group: Group, x: float, seen: tuple[float, float]) -> tuple[float, float]:
+        """Mean and sd of the landing from the course and from the curve; the course alone where they disagree."""
+        mean, sd = self.response(group).landing(np.array([x]))
+        gap = math.hypot(seen[1], float(sd[0]))
+        if abs(seen[0] - float(mean[0])) > SURPRISE * gap:
+            return seen[0], 1.3 * seen[1]
+        weight = float(sd[0]) ** 2 / gap**2
+        return weight * seen[0] + (1 - weight) * float(mean[0]), seen[1] * float(sd[0]) / gap

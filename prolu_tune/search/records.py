@@ -1,0 +1,93 @@
+"""What the search knows of a trial, read from an Optuna trial or made by a simulation."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+OUTCOMES = ("finished", "stopped", "diverged", "failed")
+WAIVED_KEY = "coverage:waived"
+
+Group = tuple[Any, ...]
+"""An architecture, followed by the values of the other categorical parameters."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial with an outcome, as the search sees it.
+
+    Args:
+        number: index of the trial in its study.
+        group: architecture and the values of the other factors.
+        log_coefficient: natural logarithm of `l1_coefficient`.
+        outcome: `finished` (trained to the end), `stopped` (early), `diverged` (NaN) or `failed`.
+        l0: final L0 of a finished trial (0 is a value like any other), else None.
+        course: (share of training, L0 seen there) pairs, ascending.
+        predicted_l0: where a stopped trial was going to land, as judged when it was stopped.
+        fraction: share of the training that was done.
+        cost: spent, in full trainings.
+    """
+
+    number: int
+    group: Group
+    log_coefficient: float
+    outcome: str
+    l0: float | None = None
+    course: tuple[tuple[float, float], ...] = ()
+    predicted_l0: float | None = None
+    fraction: float = 1.0
+    cost: float = 1.0
+
+    @property
+    def architecture(self) -> str:
+        return str(self.group[0])
+
+
+@dataclass(frozen=True)
+class PendingTrial:
+    """A trial whose result must not be read yet: it counts at its predicted landing."""
+
+    number: int
+    group: Group
+    log_coefficient: float
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _course_of(trial: FrozenTrial) -> tuple[tuple[float, float], ...]:
+    pairs: Sequence[Sequence[float]] = trial.user_attrs.get("course") or ()
+    return tuple((float(share), float(l0)) for share, l0 in pairs if _is_number(l0) and l0 >= 0)
+
+
+def record_of(trial: FrozenTrial, group: Group) -> TrialRecord:
+    """The record of an Optuna trial that has ended.
+
+    Without our user attributes (a plain objective that returns L0) a COMPLETE trial counts as
+    finished at its value, a PRUNED one as stopped and a FAIL one as failed (Optuna turns a NaN
+    objective into FAIL).
+    """
+    attrs: Mapping[str, Any] = trial.user_attrs
+    default = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped"}.get(trial.state, "failed")
+    outcome = attrs.get("outcome", default)
+    if outcome not in OUTCOMES:
+        outcome = "failed"
+    l0 = attrs.get("l0", trial.values[0] if trial.values and outcome == "finished" else None)
+    if outcome == "finished" and not (_is_number(l0) and l0 >= 0):
+        outcome, l0 = "diverged", None
+    predicted = attrs.get("predicted_l0")
+    fraction = attrs.get("fraction", 1.0)
+    return TrialRecord(
+        number=trial.number,
+        group=group,
+        log_coefficient=math.log(trial.params["l1_coefficient"]),
+        outcome=outcome,
+        l0=float(l0) if outcome == "finished" and l0 is not None else None,
+        course=_course_of(trial),
+        predicted_l0=float(predicted) if predicted is not None and _is_number(predicted) else None,
+        fraction=float(fraction) if _is_number(fraction) else 1.0,
+        cost=float(attrs.get("cost", fraction) if _is_number(attrs.get("cost", fraction)) else 1.0),
+    )

@@ -1,0 +1,218 @@
+"""Runs a sweep from start to end, or from wherever the last attempt ended.
+
+    lock -> study -> (MLflow in a thread) -> Ray -> node servers -> Tune over the study's trials -> frontier
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prolu_tune.errors import InputError, SurroundingsError
+from prolu_tune.search.space import SearchSpace
+from prolu_tune.sweep.driver import SweepDriver, frontier_trials, sweep_records
+from prolu_tune.sweep.files import SweepFolder, SweepLock, replace_file
+from prolu_tune.sweep.records import Record
+from prolu_tune.sweep.screen import Screen
+from prolu_tune.sweep.signals import StopSignals
+from prolu_tune.sweep.study import GridProposer, SweepStudy
+from prolu_tune.sweep.tracking import MlflowWriter, Tracker, default_tracking_uri, experiment_name
+
+TRACKER_CLOSE_S = 60.0
+"""How long the end of a sweep waits for MLflow before it says that values are still on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOutcome:
+    """How `run_sweep` ended."""
+
+    exit_code: int
+    """0 done, 1 some trials failed, 3 the surroundings failed, 130 interrupted."""
+    sweep: str
+    records: list[Record]
+    message: str | None = None
+
+
+def run_sweep(
+    space: SearchSpace,
+    *,
+    storage: Path,
+    tracking_uri: str | None = None,
+    address: str | None = None,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    screen: Screen,
+) -> SweepOutcome:
+    """Runs or continues a sweep.
+
+    Raises:
+        InputError: the space does not fit the model, the data, the machine, or the sweep stored under its name.
+        SurroundingsError: disk, Ray or tracking failed before the first trial; nothing is lost.
+    """
+    folder = SweepFolder.of(storage, space.name)
+    folder.create()
+    lock = SweepLock(folder)
+    lock.acquire()
+    try:
+        uri = tracking_uri or default_tracking_uri(storage)
+        if fresh:
+            lock.release()
+            _archive(folder, space.name, lambda: _writer(uri, storage, space.name))
+            folder.create()
+            lock.acquire()
+        return _run_locked(space, folder, storage=storage, uri=uri, address=address, retry_failed=retry_failed, screen=screen)
+    finally:
+        lock.release()
+
+
+def _run_locked(
+    space: SearchSpace, folder: SweepFolder, *, storage: Path, uri: str, address: str | None, retry_failed: bool, screen: Screen
+) -> SweepOutcome:
+    _check_identity(space, folder)
+    study = SweepStudy(folder, space.name)
+    if study.torn_bytes:
+        screen.note(f"the study's last record was cut off by a crash; {study.torn_bytes} bytes set aside, nothing that ended is lost")
+    retried = study.retry(["failed"]) if retry_failed else []
+    proposer = GridProposer(space)
+    results = study.results()
+    total = proposer.total(study.optuna_study)
+    marker = folder.root / "tracked"
+    if not retried and len(results) == total and marker.exists():
+        return _finish(screen, space.name, sweep_records(study, json.loads(marker.read_bytes(), object_hook=_int_keys)), None)
+    marker.unlink(missing_ok=True)
+    folder.stop_file.unlink(missing_ok=True)
+    screen.start(
+        space.name, list(space.architectures), total=total, done=len(results), l0_range=getattr(space.search, "l0", None)
+    )
+    if results or study.unfinished():
+        left = "?" if total is None else total - len(results)
+        screen.note(f"resumed: {len(results)} done, {len(study.unfinished())} to go on with, {left} to go")
+    tracker = Tracker(lambda: _writer(uri, storage, space.name), note=screen.note)
+    tracker.call(lambda writer: writer.start_sweep(space.to_json(), total))
+    driver = SweepDriver(space.name, folder, study, proposer, tracker, screen)
+    for index, result in results.items():
+        driver.track_end(index, study.configs()[index], result)
+    with StopSignals(driver):
+        if len(results) != total or retried:
+            _run_trials(space, driver, storage=storage, address=address)
+    return _conclude(driver, marker)
+
+
+def _run_trials(space: SearchSpace, driver: SweepDriver, *, storage: Path, address: str | None) -> None:
+    """Everything with Ray in it; imported here, because a finished sweep needs none of it."""
+    from prolu_tune.sweep.tuning import run_trials
+
+    run_trials(space, driver, storage=storage, address=address)
+
+
+def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
+    """Marks the frontier, waits for MLflow, shows the end."""
+    total = driver.proposer.total(driver.study.optuna_study)
+    complete = len(driver.study.results()) == total
+    records = driver.records()
+    frontier = frontier_trials(records)
+    driver.tracker.call(lambda writer: writer.mark_frontier(frontier))
+    status = "FINISHED" if complete else "KILLED"
+    driver.tracker.call(lambda writer: writer.end_sweep(status, {"num_ended": float(len(records))}))
+    try:
+        driver.tracker.close(timeout_s=TRACKER_CLOSE_S)
+    except SurroundingsError as error:
+        driver.failure = driver.failure or str(error)
+    records = driver.records()
+    if complete and driver.failure is None:
+        assert driver.tracker.writer is not None
+        runs = {str(i): run.run_id for i, run in driver.tracker.writer.tracked.children.items()}
+        replace_file(marker, json.dumps(runs).encode())
+        driver.folder.remove_scratch()
+    exit_code = 3 if driver.failure else 130 if driver.stopping else None
+    return _finish(driver.screen, driver.name, records, exit_code, driver.failure)
+
+
+def _finish(screen: Screen, name: str, records: list[Record], exit_code: int | None, message: str | None = None) -> SweepOutcome:
+    """Shows the result and the command that comes next."""
+    failed = [record for record in records if record["state"] == "failed"]
+    if exit_code is None:
+        exit_code = 1 if failed else 0
+    following = [f"prolu-tune pareto {name}", f"prolu-tune best {name} --max-l0 25"]
+    if failed:
+        following.insert(0, f"prolu-tune status {name}")
+    if exit_code in (3, 130):
+        following = ["the same command again goes on where this one stopped"]
+    screen.finish(records, sorted(frontier_trials(records)), following)
+    screen.stop()
+    return SweepOutcome(exit_code=exit_code, sweep=name, records=records, message=message)
+
+
+def _check_identity(space: SearchSpace, folder: SweepFolder) -> None:
+    """Refuses to continue a sweep with another configuration; notes the space where there is none yet."""
+    identity = json.loads(json.dumps(space.identity()))
+    if folder.space_file.exists():
+        stored = json.loads(folder.space_file.read_bytes())["identity"]
+        if stored != identity:
+            raise InputError(
+                f"a sweep named {space.name} exists with another configuration ({_differences(stored, identity)}); "
+                "give this one another name with --name, or start anew with --fresh (the old one is kept aside)"
+            )
+    replace_file(folder.space_file, json.dumps({"identity": identity, "space": space.to_json()}, indent=1).encode())
+
+
+def _differences(stored: dict[str, Any], now: dict[str, Any]) -> str:
+    """Returns the first few keys that differ, with both values."""
+    from prolu_tune.sweep.tracking import flatten
+
+    old, new = flatten(stored), flatten(now)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    shown = [f"{key}: {old.get(key)} then, {new.get(key)} now" for key in keys[:3]]
+    return "; ".join(shown) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _writer(uri: str, storage: Path, sweep: str) -> MlflowWriter:
+    embedded = uri.startswith("sqlite:")
+    artifacts = storage.absolute() / "artifacts" if embedded else None
+    return MlflowWriter(uri, experiment=experiment_name(), artifacts=artifacts, sweep=sweep)
+
+
+def _archive(folder: SweepFolder, name: str, make_writer: Callable[[], MlflowWriter]) -> None:
+    """Puts the stored sweep aside, files and MLflow runs alike."""
+    if not folder.space_file.exists():
+        return
+    archived = folder.archive()
+    make_writer().rename_archived(archived.name)
+
+
+def _int_keys(data: dict[str, str]) -> dict[int, str]:
+    return {int(key): value for key, value in data.items()}
+
+
+def prepare_cache(space: SearchSpace, *, storage: Path, screen: Screen) -> int:
+    """Makes the chunks that a sweep's longest trial reads, without Ray; returns how many there are.
+
+    Raises:
+        InputError: the space does not fit the model or the data.
+        SurroundingsError: the disk failed or is too small.
+    """
+    from prolu_tune.sweep.node import NodeServer, node_settings
+
+    server = NodeServer(node_settings(space, storage))
+    count = server.num_chunks(max(trial.training.num_tokens for trial in space.trials() or [space.base]))
+    finished = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(server, screen, finished), daemon=True)
+    watcher.start()
+    try:
+        for chunk in range(count):
+            screen.phase("preparing activations", done=chunk, total=count)
+            server.ensure_chunk(chunk)
+    finally:
+        finished.set()
+        watcher.join()
+    screen.phase("preparing activations", done=count, total=count)
+    screen.stop()
+    return count
+
+
+def _watch(server: Any, screen: Screen, finished: threading.Event) -> None:
+    while not finished.wait(1.0):
+        for note in server.take_notes():
+            screen.note(note)

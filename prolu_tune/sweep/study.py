@@ -1,0 +1,209 @@
+"""The truth about a sweep: an Optuna study in a journal file, one entry per trial.
+
+Whatever Tune, MLflow or a killed process believe, a trial has ended when its entry here has. An entry is born
+RUNNING with its whole configuration; its result is stored beside it first, and only then is it told to Optuna.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from prolu_tune.config.trial import TrialConfig
+from prolu_tune.errors import SurroundingsError
+from prolu_tune.search.space import SearchSpace
+from prolu_tune.sweep.files import SweepFolder
+from prolu_tune.sweep.journal import repair_journal
+
+Outcome = Literal["finished", "stopped", "diverged", "failed"]
+ENDED: tuple[Outcome, ...] = ("finished", "stopped", "diverged", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A trial to run: its index in the sweep, and all that its result depends on."""
+
+    index: int
+    config: TrialConfig
+    stopping: dict[str, Any] | None = None
+    """What the early-stopping rule of this trial may know, fixed when it was proposed. None: never stop early."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """How a trial ended."""
+
+    outcome: Outcome
+    record: dict[str, float | None]
+    """Metrics under the names of `interface.md`; what was not computed is missing."""
+    message: str | None = None
+    checkpoint: str | None = None
+    """Folder of the trained SAE."""
+    course: list[tuple[float, float]] | None = None
+    """(share of training done, L0 on the training batches) over the trial."""
+
+
+class Proposer(Protocol):
+    """What asks for the next trial; reads the study, remembers nothing that the study does not give back."""
+
+    def propose(self, study: Study) -> "Proposal | Literal['wait', 'done']":
+        """Returns the next trial and enters it into the study; or 'wait' for a result, or 'done'."""
+        ...
+
+    def total(self, study: Study) -> int | None:
+        """Returns how many trials the sweep has in all, where that is known."""
+        ...
+
+
+class GridProposer:
+    """Proposes the trials of a grid in the space's order."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._trials = space.trials()
+
+    def propose(self, study: Study) -> "Proposal | Literal['wait', 'done']":
+        """Returns the first trial that is not in the study yet."""
+        index = len({entry_index(entry) for entry in study.get_trials(deepcopy=False)})
+        if index >= len(self._trials):
+            return "done"
+        config = self._trials[index]
+        enter_trial(study, index, config)
+        return Proposal(index=index, config=config)
+
+    def total(self, study: Study) -> int | None:
+        """Returns the size of the grid."""
+        return len(self._trials)
+
+
+def enter_trial(study: Study, index: int, config: TrialConfig) -> None:
+    """Adds a RUNNING entry with its configuration, in one record of the journal."""
+    coefficient = config.training.l1_coefficient
+    study.add_trial(
+        create_trial(
+            state=TrialState.RUNNING,
+            params={"architecture": config.sae.architecture, "l1_coefficient": coefficient},
+            distributions={
+                "architecture": optuna.distributions.CategoricalDistribution([config.sae.architecture]),
+                "l1_coefficient": optuna.distributions.FloatDistribution(coefficient, coefficient),
+            },
+            user_attrs={"index": index, "config": config.model_dump_json()},
+        )
+    )
+
+
+def entry_index(entry: FrozenTrial) -> int:
+    """Returns the trial's index in the sweep; a retried trial has several entries with one index."""
+    return int(entry.user_attrs.get("index", entry.number))
+
+
+class SweepStudy:
+    """The study of one sweep, opened by its one driver."""
+
+    def __init__(self, folder: SweepFolder, name: str, *, sampler: optuna.samplers.BaseSampler | None = None) -> None:
+        """Opens or creates the study.
+
+        Raises:
+            SurroundingsError: if the journal is damaged before its last record, or cannot be written.
+        """
+        self.torn_bytes = repair_journal(folder.journal_file)
+        optuna.logging.set_verbosity(logging.ERROR)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal_file)))
+        self._study = optuna.create_study(study_name=name, storage=storage, sampler=sampler, load_if_exists=True)
+        self._finish_half_told()
+
+    @property
+    def optuna_study(self) -> Study:
+        """The study itself, for samplers."""
+        return self._study
+
+    def entries(self) -> dict[int, FrozenTrial]:
+        """Returns the newest entry of every trial, by index."""
+        newest = {entry_index(entry): entry for entry in self._study.get_trials(deepcopy=False)}
+        return dict(sorted(newest.items()))
+
+    def unfinished(self) -> list[Proposal]:
+        """Returns the trials that were proposed and have not ended, in index order."""
+        return [
+            Proposal(index=index, config=entry_config(entry), stopping=entry.user_attrs.get("stopping"))
+            for index, entry in self.entries().items()
+            if not entry.state.is_finished() and "config" in entry.user_attrs
+        ]
+
+    def results(self) -> dict[int, TrialResult]:
+        """Returns the results of the trials that ended, by index."""
+        return {i: stored_result(entry) for i, entry in self.entries().items() if "result" in entry.user_attrs}
+
+    def configs(self) -> dict[int, TrialConfig]:
+        """Returns every trial's configuration, by index."""
+        return {i: entry_config(entry) for i, entry in self.entries().items() if "config" in entry.user_attrs}
+
+    def finish(self, index: int, result: TrialResult) -> bool:
+        """Stores how a trial ended; returns False if it already had a result, which then stays."""
+        entry = self.entries()[index]
+        if "result" in entry.user_attrs:
+            return False
+        try:
+            self._set(entry, "result", json.dumps(_plain(result)))
+            self._tell(entry, result)
+        except OSError as error:
+            raise SurroundingsError(f"the study's journal cannot be written ({error}); run the same command again") from error
+        return True
+
+    def retry(self, outcomes: Iterable[Outcome]) -> list[int]:
+        """Enters the trials with these outcomes anew, under their old index; returns the indices."""
+        indices = [i for i, result in self.results().items() if result.outcome in set(outcomes)]
+        for index in indices:
+            enter_trial(self._study, index, entry_config(self.entries()[index]))
+        return indices
+
+    def _finish_half_told(self) -> None:
+        for entry in self.entries().values():
+            if not entry.state.is_finished() and "result" in entry.user_attrs:
+                self._tell(entry, stored_result(entry))
+
+    def _set(self, entry: FrozenTrial, key: str, value: Any) -> None:
+        self._study._storage.set_trial_user_attr(entry._trial_id, key, value)
+
+    def _tell(self, entry: FrozenTrial, result: TrialResult) -> None:
+        l0 = result.record.get("l0")
+        self._set(entry, "outcome", result.outcome)
+        self._set(entry, "l0", l0)
+        if result.course is not None:
+            self._set(entry, "course", result.course)
+        if result.outcome == "failed":
+            self._study.tell(entry.number, state=TrialState.FAIL)
+        else:
+            self._study.tell(entry.number, l0 if l0 is not None and math.isfinite(l0) else math.inf)
+
+
+def entry_config(entry: FrozenTrial) -> TrialConfig:
+    """Returns the configuration an entry was born with."""
+    return TrialConfig.model_validate_json(entry.user_attrs["config"])
+
+
+def stored_result(entry: FrozenTrial) -> TrialResult:
+    """Returns the result stored in an entry."""
+    stored = json.loads(entry.user_attrs["result"])
+    course = stored.pop("course")
+    return TrialResult(**stored, course=None if course is None else [(float(f), float(l0)) for f, l0 in course])
+
+
+def _plain(result: TrialResult) -> dict[str, Any]:
+    return {
+        "outcome": result.outcome,
+        "record": {key: _finite_or_none(value) for key, value in result.record.items()},
+        "message": result.message,
+        "checkpoint": result.checkpoint,
+        "course": result.course,
+    }
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

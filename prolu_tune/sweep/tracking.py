@@ -1,0 +1,318 @@
+"""Writes a sweep to MLflow, from the driver only and from a thread of its own, so that a slow server stops nothing.
+
+Values wait on disk, not in memory: a trial's rows are appended to its `metrics.jsonl` by the trial, and this module
+carries over what MLflow does not have yet. Runs are found again by tag; a row logged twice is one row in MLflow,
+because its timestamp is derived from the run's start and the step. So a crash between any two calls is harmless.
+"""
+
+import json
+import math
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from prolu_tune.config.trial import TrialConfig
+from prolu_tune.errors import SurroundingsError
+from prolu_tune.sweep.quiet import quiet_mlflow
+from prolu_tune.sweep.study import TrialResult
+
+ROWS_PER_BATCH = 1000
+"""MLflow's limit of metrics in one call."""
+RETRY_S = (1.0, 2.0, 5.0)
+"""Pauses between attempts while the server is away; the last one repeats."""
+TERMINATED = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
+
+
+@dataclass
+class _TrialRun:
+    run_id: str
+    start_ms: int
+    state: str
+    bytes_logged: int = 0
+
+
+@dataclass
+class TrackedSweep:
+    """What MLflow holds of a sweep when the driver starts."""
+
+    parent_id: str
+    children: dict[int, _TrialRun] = field(default_factory=dict)
+
+
+def default_tracking_uri(storage: Path) -> str:
+    """Returns the URI of the embedded store: SQLite in the storage folder."""
+    return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
+
+
+def experiment_name() -> str:
+    """Returns the MLflow experiment that sweeps go to: `PROLU_EXPERIMENT`, or `prolu-tune`."""
+    return os.environ.get("PROLU_EXPERIMENT") or "prolu-tune"
+
+
+class MlflowWriter:
+    """The calls that put a sweep into MLflow; each may be repeated after a failure."""
+
+    def __init__(self, uri: str, *, experiment: str, artifacts: Path | None, sweep: str) -> None:
+        quiet_mlflow()
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=uri)
+        self._sweep = sweep
+        self._experiment_id = self._find_experiment(experiment, artifacts)
+        self.tracked = self._find_sweep()
+
+    def _find_experiment(self, name: str, artifacts: Path | None) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        return self._client.create_experiment(name, artifact_location=None if artifacts is None else artifacts.as_uri())
+
+    def _find_sweep(self) -> TrackedSweep:
+        runs = self._search(f"tags.`prolu.sweep` = '{self._sweep}'")
+        parents = [run for run in runs if run.data.tags.get("prolu.kind") == "sweep"]
+        if not parents:
+            tags = {"prolu.kind": "sweep", "prolu.sweep": self._sweep, "prolu.schema": "1"}
+            parents = [self._client.create_run(self._experiment_id, run_name=self._sweep, tags=tags)]
+        tracked = TrackedSweep(parents[0].info.run_id)
+        for run in runs:
+            if run.data.tags.get("prolu.kind") == "trial":
+                tags = run.data.tags
+                known = _TrialRun(run.info.run_id, run.info.start_time, tags.get("prolu.state", "running"))
+                tracked.children[int(tags["prolu.trial"])] = known
+        return tracked
+
+    def _search(self, filter_string: str) -> list[Any]:
+        runs, token = [], None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id], filter_string, max_results=1000, page_token=token, order_by=["attributes.start_time ASC"]
+            )
+            runs.extend(page)
+            token = page.token
+            if not token:
+                return runs
+
+    def start_sweep(self, space: dict[str, Any], num_trials: int | None) -> None:
+        """Notes the space on the parent run."""
+        parent = self.tracked.parent_id
+        self._client.set_tag(parent, "prolu.space", json.dumps(space)[:4900])
+        if num_trials is not None:
+            self._client.set_tag(parent, "prolu.num_trials", str(num_trials))
+        self._client.log_dict(parent, space, "space.json")
+        self._client.update_run(parent, status="RUNNING")
+
+    def start_trial(self, index: int, config: TrialConfig) -> None:
+        """Makes the child run of a trial, or takes up the one that exists."""
+        if index in self.tracked.children:
+            self._set_state(index, "running", None)
+            self._client.update_run(self.tracked.children[index].run_id, status="RUNNING")
+            return
+        tags = {
+            "mlflow.parentRunId": self.tracked.parent_id,
+            "prolu.kind": "trial",
+            "prolu.sweep": self._sweep,
+            "prolu.trial": str(index),
+            "prolu.architecture": config.sae.architecture,
+            "prolu.state": "running",
+        }
+        run = self._client.create_run(self._experiment_id, run_name=trial_label(config), tags=tags)
+        self.tracked.children[index] = _TrialRun(run.info.run_id, run.info.start_time, "running")
+        self._log_params(run.info.run_id, config)
+
+    def _log_params(self, run_id: str, config: TrialConfig) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)) for key, value in flatten(config.model_dump(mode="json")).items()]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(run_id, params=params[start : start + 100])
+
+    def log_rows(self, index: int, metrics_file: Path) -> None:
+        """Logs the rows of a trial's file that were not logged yet."""
+        run = self.tracked.children[index]
+        if not metrics_file.exists():
+            return
+        size = metrics_file.stat().st_size
+        if size < run.bytes_logged:
+            run.bytes_logged = 0
+        with metrics_file.open("rb") as lines:
+            lines.seek(run.bytes_logged)
+            data = lines.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        rows = [json.loads(line) for line in whole.splitlines()]
+        self._log_metrics(run, [(f"train/{key}", value, row["step"]) for row in rows for key, value in row.items() if key != "step"])
+        run.bytes_logged += len(whole)
+
+    def _log_metrics(self, run: _TrialRun, metrics: Sequence[tuple[str, float | None, int]]) -> None:
+        from mlflow.entities import Metric
+
+        entities = [
+            Metric(key, math.nan if value is None else float(value), run.start_ms + step, step) for key, value, step in metrics
+        ]
+        for start in range(0, len(entities), ROWS_PER_BATCH):
+            self._client.log_batch(run.run_id, metrics=entities[start : start + ROWS_PER_BATCH])
+
+    def end_trial(self, index: int, config: TrialConfig, result: TrialResult, trial_folder: Path) -> None:
+        """Completes a trial's run: rows, final metrics, SAE folder, state."""
+        if index not in self.tracked.children:
+            self.start_trial(index, config)
+        run = self.tracked.children[index]
+        if run.state == result.outcome:
+            return
+        self._complete_params(run, config)
+        self.log_rows(index, trial_folder / "metrics.jsonl")
+        step = int(result.record.get("steps") or 0)
+        self._log_metrics(run, [(key, value, step) for key, value in result.record.items() if value is not None])
+        if result.checkpoint is not None:
+            self._log_folder(run.run_id, Path(result.checkpoint), "sae")
+            self._client.set_tag(run.run_id, "prolu.checkpoint", result.checkpoint)
+        if result.outcome == "failed":
+            self._client.set_tag(run.run_id, "prolu.log", str(trial_folder / "error.txt"))
+        self._client.set_terminated(run.run_id, status=TERMINATED[result.outcome])
+        self._set_state(index, result.outcome, result.message)
+
+    def _complete_params(self, run: _TrialRun, config: TrialConfig) -> None:
+        """A driver killed between making a run and noting its parameters left none; the same value again is allowed."""
+        self._log_params(run.run_id, config)
+
+    def _log_folder(self, run_id: str, folder: Path, name: str) -> None:
+        uri = urlparse(self._client.get_run(run_id).info.artifact_uri)
+        if uri.scheme not in ("", "file"):
+            self._client.log_artifacts(run_id, str(folder), name)
+            return
+        target = Path(unquote(uri.path)) / name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            _link_or_copy(file, target / file.name)
+
+    def _set_state(self, index: int, state: str, message: str | None) -> None:
+        run = self.tracked.children[index]
+        if message is not None:
+            self._client.set_tag(run.run_id, "prolu.message", message[:4900])
+        self._client.set_tag(run.run_id, "prolu.state", state)
+        run.state = state
+
+    def mark_frontier(self, on_frontier: set[int]) -> None:
+        """Gives the tag `prolu.pareto` to these trials and takes it from all others."""
+        tagged = {run.info.run_id for run in self._search(f"tags.`prolu.sweep` = '{self._sweep}' and tags.`prolu.pareto` = 'true'")}
+        for index, run in self.tracked.children.items():
+            if index in on_frontier and run.run_id not in tagged:
+                self._client.set_tag(run.run_id, "prolu.pareto", "true")
+            elif index not in on_frontier and run.run_id in tagged:
+                self._client.delete_tag(run.run_id, "prolu.pareto")
+
+    def end_sweep(self, status: str, metrics: dict[str, float]) -> None:
+        """Ends the parent run with MLflow's status and the sweep's own metrics."""
+        parent = self.tracked.parent_id
+        for key, value in metrics.items():
+            self._client.log_metric(parent, key, value)
+        self._client.set_terminated(parent, status=status)
+
+    def rename_archived(self, name: str) -> None:
+        """Gives a sweep's runs another name, so that a fresh sweep can take the old one."""
+        for run in self._search(f"tags.`prolu.sweep` = '{self._sweep}'"):
+            self._client.set_tag(run.info.run_id, "prolu.sweep", name)
+
+
+class Tracker:
+    """Runs an `MlflowWriter` in a thread: calls return at once, are carried out in order, and repeated until they work."""
+
+    def __init__(self, make_writer: Callable[[], MlflowWriter], *, note: Callable[[str], None]) -> None:
+        self._make_writer = make_writer
+        self._note = note
+        self._calls: queue.Queue[Callable[[MlflowWriter], None] | None] = queue.Queue()
+        self._dirty: set[int] = set()
+        self._error: BaseException | None = None
+        self._give_up = threading.Event()
+        self.writer: MlflowWriter | None = None
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def call(self, action: Callable[[MlflowWriter], None]) -> None:
+        """Queues a call."""
+        self._calls.put(action)
+
+    def log_rows(self, index: int, metrics_file: Path) -> None:
+        """Queues carrying over a trial's new rows, unless that waits already."""
+        if index in self._dirty:
+            return
+        self._dirty.add(index)
+
+        def action(writer: MlflowWriter) -> None:
+            self._dirty.discard(index)
+            writer.log_rows(index, metrics_file)
+
+        self.call(action)
+
+    def close(self, *, timeout_s: float) -> None:
+        """Waits until everything queued is in MLflow.
+
+        Raises:
+            SurroundingsError: if that takes longer than `timeout_s`; what is missing waits on disk.
+        """
+        self._calls.put(None)
+        self._thread.join(timeout_s)
+        if self._thread.is_alive() or self._error is not None:
+            self._give_up.set()
+            raise SurroundingsError(
+                f"the tracking server did not take everything ({self._error or 'it does not answer'}); "
+                "nothing is lost: run the same command again to complete it"
+            )
+
+    def _run(self) -> None:
+        while (action := self._calls.get()) is not None:
+            self._repeat(action)
+
+    def _repeat(self, action: Callable[[MlflowWriter], None]) -> None:
+        for attempt in range(10**9):
+            if self._give_up.is_set():
+                return
+            try:
+                if self.writer is None:
+                    self.writer = self._make_writer()
+                action(self.writer)
+            except Exception as error:  # whatever a server, a proxy or a driver of a database comes up with
+                self._error = error
+                if attempt == 0:
+                    self._note(f"MLflow does not take values ({_first_line(error)}); training goes on, values wait on disk")
+                time.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+                continue
+            if attempt:
+                self._note("MLflow takes values again")
+            self._error = None
+            return
+
+
+def trial_label(config: TrialConfig) -> str:
+    """Returns a run name that tells trials apart, such as `prolu_ste+l1 c=0.32 s0`."""
+    return f"{config.sae.architecture} c={config.training.l1_coefficient:.4g} s{config.seed}"
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested dictionary as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

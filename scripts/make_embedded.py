@@ -1,0 +1,194 @@
+"""Rebuilds `prolu_tune/embedded`: the text, the tokenizer and the small language model of the default sweep.
+
+    apt-get install bible-kjv bible-kjv-text jargon-text
+    nice -n 5 python scripts/make_embedded.py all --compile
+
+The stages `text`, `tokenizer`, `train` and `measure` can also be run one by one, in this order; each reads what the
+one before it left in the output folder. Seeds are fixed: text and tokenizer come out the same on every machine, the
+weights as nearly as floating point lets them.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "prolu_tune" / "embedded"
+JARGON_FILE = Path("/usr/share/doc/jargon-text/jargon.txt.gz")
+PACKAGES = "bible-kjv, bible-kjv-text and jargon-text"
+BOS = "<|endoftext|>"
+HOOK_NAME = "blocks.2.hook_resid_pre"
+# The sweep cuts its rows by token count, this script by document: one percent keeps the two from overlapping.
+HELD_OUT_FRACTION, SPLIT_MARGIN = 0.10, 0.01
+
+
+@dataclass(frozen=True)
+class Document:
+    """One row of the text: a chapter, a lexicon entry or a section."""
+
+    text: str
+    source: str
+
+
+def read_bible() -> list[Document]:
+    """One document per chapter of the King James Version: its name, then one verse a line without numbers.
+
+    Raises:
+        SystemExit: the Debian packages that hold the text and decode it are not installed.
+    """
+    program = shutil.which("bible")
+    if program is None:
+        raise SystemExit(f"The King James text is decoded by the program 'bible', which is missing: install {PACKAGES}.")
+    # A line width above every verse's length gives one verse a line.
+    command = [program, "-l99999", "gen1:1-rev22:21"]
+    output = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    chapters: list[list[str]] = []
+    for line in output.stdout.splitlines():
+        verse = re.fullmatch(r"  \d+ (.+)", line)
+        if verse:
+            chapters[-1].append(" ".join(verse[1].split()))
+        elif line.strip():
+            chapters.append([line.strip()])
+    if output.returncode or len(chapters) != 1189 or sum(map(len, chapters)) != 1189 + 31102:
+        raise SystemExit(
+            f"'{' '.join(command)}' gave {len(chapters)} chapters instead of 1189 of 31102 verses: install {PACKAGES}. "
+            f"It said: {output.stderr.strip()[:300] or 'nothing'}"
+        )
+    return [Document("\n".join(chapter), "kjv") for chapter in chapters]
+
+
+def unwrap(block: list[str]) -> str:
+    """The block as one line if it is a filled paragraph or list item, else its lines with their common indent removed."""
+    indents = [len(line) - len(line.lstrip()) for line in block]
+    filled = all(len(line) > 50 for line in block[:-1]) and len(set(indents[1:])) <= 1
+    hanging = len(block) == 1 or indents[1] - indents[0] in (0, 2, 3, 4)
+    if filled and hanging:
+        return " ".join(" ".join(line.split()) for line in block)
+    return "\n".join(line[min(indents) :].rstrip() for line in block)
+
+
+def is_prose(block: list[str]) -> bool:
+    """Whether letters and spaces within lines make up a long block, as they don't in tables and character drawings."""
+    text = "".join(line.strip() for line in block)
+    plain = sum(character.isalpha() or character == " " for character in text)
+    return (len(block) < 3 or plain >= 0.7 * len(text)) and not re.search(r"[│─═]| {6}", text)
+
+
+def jargon_sections(blocks: list[list[str]]) -> Iterator[list[str]]:
+    """The File's sections and entries, each as paragraphs beginning with its heading; tables of contents left out."""
+    titles = {block[0].strip().removeprefix("Part ").split(". ", 1)[-1] for block in blocks[: blocks_until_body(blocks)]}
+    section: list[str] = []
+    in_lexicon, in_contents = False, False
+    for block in blocks[blocks_until_body(blocks) :]:
+        line = block[0]
+        centred_or_flush = not line.startswith("   ") or line.startswith(" " * 12)
+        title = re.sub(r"^(Part|Chapter|Appendix) \w+\. ", "", line.strip())
+        if len(block) == 1 and (line == "Glossary" or line.strip() == "Part III. Appendices"):
+            in_lexicon = line == "Glossary"
+            in_contents = True
+        is_entry = in_lexicon and re.match(r"   :\S[^:]*:", line) is not None
+        is_heading = not in_lexicon and len(block) == 1 and centred_or_flush and title in titles
+        if is_entry or is_heading:
+            yield section
+            section, in_contents = [unwrap(block) if is_entry else title], False
+        elif line == "   Table of Contents" or (in_lexicon and re.fullmatch(r"  [0A-Z]", line)):
+            in_contents = True
+        elif in_contents and (in_lexicon or len(block) == 1):
+            continue
+        elif is_prose(block):
+            in_contents = False
+            section.append(unwrap(block))
+    yield section
+
+
+def blocks_until_body(blocks: list[list[str]]) -> int:
+    """The index of the block where the text proper begins, which is the second time that its first title appears."""
+    welcome = [i for i, block in enumerate(blocks) if block[0].strip() == "Welcome to the Jargon File"]
+    if len(welcome) < 2:
+        raise SystemExit(f"{JARGON_FILE} is not the Jargon File 4.4.7 of Debian's jargon-text: no 'Welcome' twice.")
+    return welcome[1]
+
+
+def read_jargon() -> list[Document]:
+    """One document per lexicon entry and per section of the Jargon File, one paragraph a line.
+
+    Raises:
+        SystemExit: the Debian package is not installed or holds another edition.
+    """
+    if not JARGON_FILE.exists():
+        raise SystemExit(f"The Jargon File is read from {JARGON_FILE}, which is missing: install {PACKAGES}.")
+    text = gzip.decompress(JARGON_FILE.read_bytes()).decode("utf-8").replace("\xa0", " ")
+    blocks = [block.split("\n") for block in re.split(r"\n\s*\n", text.strip("\n"))]
+    return [Document("\n".join(section), "jargon") for section in jargon_sections(blocks) if len(section) > 1]
+
+
+def write_text(output: Path) -> None:
+    """Leaves every document, shuffled with a fixed seed so that any stretch holds both sources, in `text.parquet`."""
+    documents = read_bible() + read_jargon()
+    random.Random(0).shuffle(documents)
+    table = pa.table({"text": [d.text for d in documents], "source": [d.source for d in documents]})
+    path, partial = output / "text.parquet", output / "text.parquet.tmp"
+    pq.write_table(table, partial, compression="zstd", compression_level=19)
+    replace(partial, path)
+    print(f"{path.name}: {len(documents)} documents, {path.stat().st_size:,} bytes")
+
+
+def replace(partial: Path, path: Path) -> None:
+    """Puts a complete, flushed file in the place of another."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_texts(output: Path) -> tuple[list[str], list[str]]:
+    """The texts of the text file that may be trained on, and those of its last tenth, which may not.
+
+    A text counts as held out when it reaches past 89 % of the documents or of the characters, so the last 10 % of
+    either belong to it whole.
+    """
+    texts: list[str] = pq.read_table(output / "text.parquet").column("text").to_pylist()
+    share = 1 - HELD_OUT_FRACTION - SPLIT_MARGIN
+    budget = share * sum(map(len, texts))
+    num_train, num_characters = 0, 0
+    for text in texts[: math.floor(share * len(texts))]:
+        num_characters += len(text)
+        num_train += num_characters <= budget
+    return texts[:num_train], texts[math.ceil((1 - HELD_OUT_FRACTION) * len(texts)) :]
+
+
+def write_tokenizer(output: Path, vocab_size: int, n_ctx: int) -> None:
+    """Leaves a byte-level BPE tokenizer, learned from the training documents, in `model/`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(load_texts(output)[0], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, unk_token=BOS, clean_up_tokenization_spaces=False
+    )
+    fast.save_pretrained(output / "model")
+    print(f"tokenizer: {len(fast)} tokens")
