@@ -35,6 +35,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "prolu_tune" / "embedded"
 JARGON_FILE = Path("/usr/share/doc/jargon-text/jargon.txt.gz")
 PACKAGES = "bible-kjv, bible-kjv-text and jargon-text"
+# Half of the lexicon's entries are shorter than one row of tokens.
+LEAST_CHARACTERS = 1500
 BOS = "<|endoftext|>"
 HOOK_NAME = "blocks.2.hook_resid_pre"
 # The sweep cuts its rows by token count, this script by document: one percent keeps the two from overlapping.
@@ -129,7 +131,7 @@ def blocks_until_body(blocks: list[list[str]]) -> int:
 
 
 def read_jargon() -> list[Document]:
-    """One document per lexicon entry and per section of the Jargon File, one paragraph a line.
+    """The Jargon File's sections and lexicon entries, one paragraph a line, neighbours gathered until none is short.
 
     Raises:
         SystemExit: the Debian package is not installed or holds another edition.
@@ -138,7 +140,13 @@ def read_jargon() -> list[Document]:
         raise SystemExit(f"The Jargon File is read from {JARGON_FILE}, which is missing: install {PACKAGES}.")
     text = gzip.decompress(JARGON_FILE.read_bytes()).decode("utf-8").replace("\xa0", " ")
     blocks = [block.split("\n") for block in re.split(r"\n\s*\n", text.strip("\n"))]
-    return [Document("\n".join(section), "jargon") for section in jargon_sections(blocks) if len(section) > 1]
+    gathered = [""]
+    for section in jargon_sections(blocks):
+        if len(gathered[-1]) >= LEAST_CHARACTERS:
+            gathered.append("")
+        if len(section) > 1:
+            gathered[-1] += ("\n\n" if gathered[-1] else "") + "\n".join(section)
+    return [Document(text, "jargon") for text in gathered]
 
 
 def write_text(output: Path) -> None:
@@ -192,3 +200,23 @@ def write_tokenizer(output: Path, vocab_size: int, n_ctx: int) -> None:
     )
     fast.save_pretrained(output / "model")
     print(f"tokenizer: {len(fast)} tokens")
+
+
+def token_rows(tokenizer: PreTrainedTokenizerFast, texts: list[str], n_ctx: int, offset: int = 0) -> Tensor:
+    """The texts, each after a BOS, as one stream cut into rows of `n_ctx` tokens whose position 0 is BOS."""
+    bos = tokenizer.bos_token_id
+    stream = [token for ids in tokenizer(texts)["input_ids"] for token in (bos, *ids)][offset:]
+    rows = torch.tensor(stream[: len(stream) // n_ctx * n_ctx]).view(-1, n_ctx)
+    rows[:, 0] = bos
+    return rows
+
+
+def next_token_loss(logits: Tensor, rows: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the rows' next-token predictions."""
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
+
+
+def learning_rate_factor(step: int, num_steps: int, warmup_steps: int = 100) -> float:
+    """Linear warm-up, then a cosine from 1 to 0.02 at the last step."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    return min(1.0, (step + 1) / warmup_steps) * (0.02 + 0.98 * cosine)

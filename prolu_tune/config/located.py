@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -92,7 +92,7 @@ def nearest_key(key: str, section: str, siblings: Iterable[str], everything: Ite
     siblings, everything = list(siblings), list(everything)
     flat = key.strip().lower().replace("-", "_")
     known = OTHER_TOOLS.get(flat)
-    elsewhere = [dotted for dotted in everything if dotted.rpartition(".")[2] == flat and dotted != f"{section}.{key}"]
+    elsewhere = [full for full in everything if full.rpartition(".")[2] == flat and full != f"{section}.{key}"]
     close = difflib.get_close_matches(flat, siblings, n=1, cutoff=0.6)
     if flat in siblings or (close and known is None and flat.rstrip("s") == close[0].rstrip("s")):
         return close[0]
@@ -102,8 +102,8 @@ def nearest_key(key: str, section: str, siblings: Iterable[str], everything: Ite
             return leaf if parent == section or leaf in siblings else found
     if close:
         return close[0]
-    far = difflib.get_close_matches(flat, [dotted.rpartition(".")[2] for dotted in everything], n=1, cutoff=0.75)
-    return next((dotted for dotted in everything if far and dotted.rpartition(".")[2] == far[0]), None)
+    far = difflib.get_close_matches(flat, [full.rpartition(".")[2] for full in everything], n=1, cutoff=0.75)
+    return next((full for full in everything if far and full.rpartition(".")[2] == far[0]), None)
 
 
 def input_error(error: ValidationError, document: Document, model: type[BaseModel]) -> InputError:
@@ -138,26 +138,31 @@ def _sentence(complaint: Any, found: KeyPath, model: type[BaseModel]) -> str:
     if kind == "missing":
         missing = str(complaint["loc"][-1])
         return f"{f'{key}.' if key else ''}{missing} is missing; add it{_hint(model, complaint['loc'])}"
+    text = rule(complaint).replace("--set KEY=", f"--set {key}=")
     if "error" in context:
-        text = str(context["error"])
         return text if text.startswith(key) else f"{key}: {text}"
-    if kind == "union_tag_invalid":
-        return f"{key}.kind should be {context['expected_tags'].replace(', ', ' or ')}, got {shown(context['tag'])}"
     if kind == "union_tag_not_found":
         return f"{key}.kind is missing; write kind: grid or kind: coverage"
+    return f"{key}{'.kind' if kind == 'union_tag_invalid' else ''} {text}{_quotes(kind, given)}{_hint(model, complaint['loc'])}"
+
+
+def rule(complaint: Any) -> str:
+    """Returns what a value should be and what was given instead, without its key."""
+    kind, given, context = complaint["type"], complaint["input"], complaint.get("ctx", {})
+    if "error" in context:
+        return str(context["error"])
+    if kind == "union_tag_invalid":
+        return f"should be {context['expected_tags'].replace(', ', ' or ')}, got {shown(context['tag'])}"
     if given is None:
-        return f"{key} has no value; write one here or give --set {key}=VALUE{_hint(model, complaint['loc'])}"
-    return f"{key} {_rule(complaint)}, got {shown(given)}{_quotes(kind, given)}{_hint(model, complaint['loc'])}"
-
-
-def _rule(complaint: Any) -> str:
-    """Returns pydantic's message in our words."""
-    if complaint["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        return "should be a section with keys below it"
-    if complaint["type"] == "string_pattern_mismatch":
-        return "has characters or a length that are not allowed"
-    message = complaint["msg"].partition(" after validation")[0].partition(", unable to parse")[0]
-    return "should" + message.partition("should")[2] if "should" in message else message
+        return "has no value; write one here or give it with --set KEY=VALUE"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        message = "should be a section with keys below it"
+    elif kind == "string_pattern_mismatch":
+        message = "has characters or a length that are not allowed"
+    else:
+        message = complaint["msg"].partition(" after validation")[0].partition(", unable to parse")[0]
+        message = "should" + message.partition("should")[2] if "should" in message else message
+    return f"{message}, got {shown(given)}"
 
 
 def _quotes(kind: str, given: object) -> str:
@@ -189,7 +194,7 @@ def _member(here: Any, info: Any, element: str | int) -> Any:
     for candidate in getattr(here, "__args__", ()):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             kind = candidate.model_fields.get("kind")
-            if kind is None or kind.default == element:
+            if kind is None or element in get_args(kind.annotation):
                 return candidate
     return here
 

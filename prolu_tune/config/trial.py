@@ -14,6 +14,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Frozen(BaseModel):
@@ -77,7 +78,7 @@ class TrainingConfig(Frozen):
     """Activations read from the stream, those consumed by resampling included (98,304 batches of 4,096)."""
     batch_size: PositiveInt = 4096
     """Activations per step."""
-    adam_betas: tuple[Share, Share] = (0.9, 0.999)
+    adam_betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of Adam's first and second moment."""
     adam_eps: PositiveFloat | None = None
     """Adam's epsilon. None: d_in * 1e-8, which makes the summed loss the same run as the post code's mean."""

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from prolu_tune.config.names import NONLINEARITIES
 
@@ -67,7 +66,6 @@ class _ProluRelu(torch.autograd.Function):
         return acts
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (acts,) = ctx.saved_tensors
         grad = _through_gate(grad_outputs[0], acts)
@@ -82,7 +80,6 @@ class _ProluSte(torch.autograd.Function):
         return acts
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (acts,) = ctx.saved_tensors
         grad = _through_gate(grad_outputs[0], acts)

@@ -7,7 +7,6 @@ has no such product and rounds the result as well).
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def encoder_product(
@@ -51,7 +50,6 @@ class _EncoderProduct(torch.autograd.Function):
         return _matmul(centred, W_enc, operands)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         (grad_pre,) = grad_outputs
         centred, W_enc = ctx.saved_tensors
@@ -70,7 +68,6 @@ class _RoundedProduct(torch.autograd.Function):
         return _matmul(acts, W_dec, torch.bfloat16)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (grad_recon,) = grad_outputs
         acts, W_dec = ctx.saved_tensors

@@ -180,4 +180,4 @@ def _shortened(names: Iterable[str]) -> str:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """Returns the bytes of a tensor, without a copy where it lies contiguous on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().numpy().reshape(-1).view("uint8"))
+    return tensor.detach().cpu().contiguous().numpy().reshape(-1).view("uint8").data

@@ -8,15 +8,14 @@ import numpy as np
 from scipy.special import ndtr
 
 from prolu_tune.search.coverage import CoverageTarget, bin_counts
-from prolu_tune.search.records import Group, PendingTrial, TrialRecord
-from prolu_tune.search.response import SURPRISE, Observation, Response, ResponsePrior, clipped_log
-from prolu_tune.search.stopping import CourseModel, Decision, decision_fraction
+from prolu_tune.search.records import DECISION_FRACTIONS, Course, Group, PendingTrial, TrialRecord, milestones
+from prolu_tune.search.response import SURPRISE, USUAL_SLOPE, Observation, Response, ResponsePrior, clipped_log
+from prolu_tune.search.stopping import CourseModel, Decision, decision_index
 
 MIN_WIDTH = 0.03  # log coefficient: a bin that less than this leads to is not worth finding
 WORTH_TRYING = 0.15  # a bin with a smaller chance than this at its best coefficient is probed or given up
 STOP_BELOW = 0.3  # chance of filling an open bin under which a running trial is stopped
 _DIVERGENCE_PRIOR, _DIVERGENCE_WEIGHT = 0.06, 3.0
-_RESPONSE_SLOPE = -1.45
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,12 @@ class Landscape:
                 if record.outcome == "finished" and record.l0 is not None:
                     point = clipped_log(record.l0, self.target), 0.0
                 elif record.outcome == "stopped":
-                    point = self.courses.predict(group, record.course, record.fraction)
+                    point = self.courses.predict(group, record.milestones, record.fraction)
                     if point is None and record.predicted_l0 is not None:
                         point = clipped_log(record.predicted_l0, self.target), 0.4
                 if point is not None:
                     y = min(max(point[0], clipped_log(0.0, self.target)), clipped_log(math.inf, self.target))
-                    finished = record.outcome == "finished"
-                    seen.append(Observation(record.log_coefficient, y, point[1], record.number, finished))
+                    seen.append(Observation(record.log_coefficient, y, point[1], record.number))
             self._observations[group] = seen
         return self._observations[group]
 
@@ -108,13 +106,13 @@ class Landscape:
         low, high = self.spans[group]
         response = Response(observations, (low, high), self.target, self._blank_prior(group))
         if not response.located:
-            weight, location, _ = response._lines
+            weight, location, _ = response.lines
             centre = float(weight @ location)
             spread = math.sqrt(max(float(weight @ (location - centre) ** 2), 0.04))
             return (centre - (low + high) / 2, spread, None) if spread < 0.2 * (high - low) else None
         x, y = response.x[response.near], response.y[response.near]
         moved = x - x.mean()
-        slope = (moved @ y + 0.3 * _RESPONSE_SLOPE) / (moved @ moved + 0.3)
+        slope = (moved @ y + 0.3 * USUAL_SLOPE) / (moved @ moved + 0.3)
         slope = min(max(float(slope), -3.0), -0.5)
         ahead = self.target.log_middle - float(y.mean())
         location = float(x.mean()) + ahead / slope
@@ -142,7 +140,7 @@ class Landscape:
         shift = float(weight @ shifts / (weight.sum() + blank_weight))
         own = 0.3**2 if (sibling & (sds < 0.8)).any() else between
         slopes = [summary[2] for _, summary in known if summary[2] is not None]
-        slope = (sum(slopes) + 2 * _RESPONSE_SLOPE) / (len(slopes) + 2)
+        slope = (sum(slopes) + 2 * USUAL_SLOPE) / (len(slopes) + 2)
         return ResponsePrior(
             location=(low + high) / 2 + shift,
             location_sd=min(math.sqrt(own + 1 / (weight.sum() + blank_weight)), blank.location_sd),
@@ -218,6 +216,12 @@ class Landscape:
                 places = f"{math.exp(bracket.left):.4g} and {math.exp(bracket.right):.4g}"
                 reason = f"{name}: L0 jumps over it between the coefficients {places}"
             return Unreachable(index, reason, trials)
+        tight = self._tight_bracket(group, index)
+        if tight is not None and tight.width < MIN_WIDTH:
+            place = (tight.left + tight.right) / 2
+            close = [seen.number for seen in self.observations(group) if abs(seen.x - place) <= 0.06]
+            if len(close) >= 3:
+                return Unreachable(index, f"{name}: {len(close)} trainings around {math.exp(place):.4g} missed it", tuple(close))
         inside = [
             record
             for record in self.records[group]
@@ -228,10 +232,21 @@ class Landscape:
         limit = 3 if self.response(group).located else 6
         if len(lost) >= limit and len(lost) == len(strictly):
             return Unreachable(index, f"{name}: every training between its neighbours diverged or failed", tuple(lost))
-        if len(inside) >= 6 and bracket.width < 0.5 and self.best_chance(group, index) < WORTH_TRYING:
+        if len(inside) >= 6 and self.best_chance(group, index) < WORTH_TRYING:
             tried = tuple(record.number for record in inside)
             return Unreachable(index, f"{name}: {len(inside)} trainings around its place missed it", tried)
         return None
+
+    def _tight_bracket(self, group: Group, index: int) -> Bracket | None:
+        """The bracket of a bin taking every observation at its word, or None where one side is open."""
+        response = self.response(group)
+        bottom, top = self.target.log_edges[index], self.target.log_edges[index + 1]
+        left, right = np.flatnonzero(response.falling >= top), np.flatnonzero(response.falling < bottom)
+        if not len(left) or not len(right):
+            return None
+        last, first = int(left[-1]), int(right[0])
+        numbers = response.observations[last].number, response.observations[first].number
+        return Bracket(float(response.x[last]), float(response.x[first]), *numbers)
 
     # -- what a trial is worth
 
@@ -276,14 +291,14 @@ class Landscape:
         self,
         group: Group,
         log_coefficient: float,
-        course: Sequence[tuple[float, float]],
+        course: Course,
         fraction: float,
         pending: Sequence[PendingTrial] = (),
     ) -> Decision:
         """Whether a trial of the group, seen up to `fraction`, is going to fill no open bin."""
         if fraction >= 1 - 1e-9:
             return Decision(False, course[-1][1] if course else None, "the training is over")
-        seen = self.courses.predict(group, course, fraction)
+        seen = self.courses.predict(group, milestones(course), fraction)
         if seen is None:
             return Decision(False, None, "no point of decision has been passed")
         mean, sd = self._combine(group, log_coefficient, seen)
@@ -291,7 +306,7 @@ class Landscape:
         still_open = self.open_bins(group)
         chance = float(((1 - self.covered(group, pending)) * np.diff(edges))[still_open].sum())
         predicted = math.exp(mean)
-        percent = 100 * (decision_fraction(fraction) or 0.0)
+        percent = 100 * DECISION_FRACTIONS[decision_index(fraction) or 0]
         told = f"at {percent:.0f}% it is going to land at L0 {predicted:.3g} (times or over {math.exp(sd):.2f})"
         if chance < STOP_BELOW:
             place = "a filled bin" if self.target.bin_of(predicted) is not None else "outside the range"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prolu_tune.search.landscape import WORTH_TRYING, Landscape
+from prolu_tune.search.landscape import MIN_WIDTH, WORTH_TRYING, Landscape
 from prolu_tune.search.records import Group, PendingTrial
 
 WORTH_STARTING = 0.3  # chance to fill an open bin under which a trial waits for what is still pending
@@ -29,12 +29,14 @@ class Proposal:
     waived: bool
 
 
-def propose(landscape: Landscape, pending: Sequence[PendingTrial]) -> Proposal:
+def propose(
+    landscape: Landscape, pending: Sequence[PendingTrial], groups: Sequence[Group] | None = None
+) -> Proposal:
     """The next trial. Groups take turns, those with the fewest pending and ended trials first.
 
     Where no open bin is left (nobody asked `is_done`) the least useless trial is proposed, waived.
     """
-    groups = list(landscape.spans)
+    groups = list(landscape.spans if groups is None else groups)
     in_flight = {group: [trial for trial in pending if trial.group == group] for group in groups}
     order = sorted(
         groups, key=lambda group: (len(in_flight[group]), len(landscape.records[group]) + len(in_flight[group]), groups.index(group))
@@ -76,10 +78,15 @@ def probe(landscape: Landscape, group: Group, still_open: np.ndarray, pending: S
     low, high = landscape.spans[group]
     brackets = landscape.brackets(group)
     widest = max((brackets[index] for index in still_open), key=lambda bracket: bracket.width)
+    tried = [seen.x for seen in landscape.observations(group)]
+
+    def untried(end: float) -> bool:
+        return all(abs(x - end) >= MIN_WIDTH for x in tried)
+
     if widest.left_trial is None and widest.right_trial is not None:
-        x = low
+        x = low if untried(low) else (low + widest.right) / 2
     elif widest.right_trial is None and widest.left_trial is not None:
-        x = high
+        x = high if untried(high) else (widest.left + high) / 2
     else:
         x = (widest.left + widest.right) / 2
     if any(widest.left <= trial.log_coefficient <= widest.right for trial in pending):

@@ -3,15 +3,34 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 OUTCOMES = ("finished", "stopped", "diverged", "failed")
 WAIVED_KEY = "coverage:waived"
+DECISION_FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+"""Shares of the training at which a trial may be stopped early."""
 
 Group = tuple[Any, ...]
 """An architecture, followed by the values of the other categorical parameters."""
+
+
+Course = Sequence[Sequence[float]]
+"""(share of training, L0 seen there) pairs, ascending."""
+
+
+def milestones(course: Course) -> np.ndarray:
+    """Log L0 at each decision fraction and at half of each, (2, 6), interpolated; NaN where the course does not reach."""
+    points = np.array([DECISION_FRACTIONS, [fraction / 2 for fraction in DECISION_FRACTIONS]])
+    if not course:
+        return np.full(points.shape, np.nan)
+    shares = np.array([share for share, _ in course])
+    logs = np.log(np.maximum([l0 for _, l0 in course], 1e-3))
+    seen = (points >= shares[0] - 1e-9) & (points <= shares[-1] + 1e-9)
+    return np.where(seen, np.interp(points, shares, logs), np.nan)
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,11 @@ class TrialRecord:
     @property
     def architecture(self) -> str:
         return str(self.group[0])
+
+    @cached_property
+    def milestones(self) -> np.ndarray:
+        """Log L0 at the decision fractions, see `milestones`."""
+        return milestones(self.course)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from prolu_tune.config.located import RelationError, dotted_keys, nearest_key
+from prolu_tune.config.located import RelationError, dotted_keys, nearest_key, rule, shown
 from prolu_tune.config.names import NONLINEARITIES, PENALTIES, architecture_name, split_architecture
 from prolu_tune.config.trial import TrialConfig
 from prolu_tune.search.parts import CoverageSearch
@@ -59,7 +59,7 @@ def check_factors(space: "SearchSpace") -> None:
         section, _, leaf = key.partition(".")
         if key in SET_PER_TRIAL or key == "seed":
             raise RelationError(
-                ("grid", key), f"grid: {key} is varied by {'seeds' if key == 'seed' else 'architectures'}; remove it here"
+                ("grid", key), f"grid.{key} is varied by {'seeds' if key == 'seed' else 'architectures'}; remove it here"
             )
         if key not in known:
             meant = nearest_key(
@@ -74,7 +74,7 @@ def check_factors(space: "SearchSpace") -> None:
                 if full in known
                 else f"write a dotted key of {', '.join(FACTOR_SECTIONS)}, such as training.lr"
             )
-            raise RelationError(("grid", key), f"grid: {key} cannot be varied; {remedy}")
+            raise RelationError(("grid", key), f"grid.{key} cannot be varied; {remedy}")
         here, default = getattr(getattr(base, section), leaf), getattr(getattr(TrialConfig(), section), leaf)
         if here != default:
             raise RelationError((section, leaf), f"{key} is set here and varied by grid; remove one of them")
@@ -85,12 +85,11 @@ def check_factors(space: "SearchSpace") -> None:
             try:
                 checked = getattr(getattr(TrialConfig.model_validate(tree), section), leaf)
             except ValidationError as error:
-                message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ").removeprefix("Input ")
-                raise RelationError(("grid", key, i), f"grid: {key} {message}, got {value!r}") from None
+                raise RelationError(("grid", key, i), rule(error.errors(include_url=False)[0])) from None
             if isinstance(value, bool) and not isinstance(checked, bool):
-                raise RelationError(("grid", key, i), f"grid: {key} should be a number, got {str(value).lower()}")
+                raise RelationError(("grid", key, i), f"should be a number, got {shown(value)}")
             if checked in seen:
-                raise RelationError(("grid", key, i), f"grid: {key} holds {value!r} twice; keep one")
+                raise RelationError(("grid", key, i), f"the value {shown(value)} stands twice; keep one")
             seen.append(checked)
 
 

@@ -1,11 +1,9 @@
 """How log L0 of one group answers to the log coefficient, with its uncertainty.
 
-Two stages. While no trial has landed near the target range, a grid of straight lines (where the
-line crosses the middle of the range, how steep it is) is weighed by what was seen, robust against
-plateaus and collapses. Afterwards a Gaussian process around a line interpolates, averaged over
-a small grid of roughness, amplitude and noise instead of one fitted choice, so that a cliff in one
-group and a smooth power law in the next need no switch. In both stages the curve is taken to fall:
-what was seen at smaller and larger coefficients bounds what lies between.
+While no trial has landed near the target range, a grid of straight lines (where the line crosses the middle of the
+range, how steep it is) is weighed by what was seen, robust against plateaus and collapses. Afterwards smooth stretches
+are interpolated, and between them, where L0 fell faster than any smooth curve does, nothing is assumed but that it
+falls. The curve is taken to fall everywhere: what was seen at smaller and larger coefficients bounds what lies between.
 """
 
 import math
@@ -14,18 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 from scipy.special import ndtr
 
 from prolu_tune.search.coverage import CoverageTarget
+from prolu_tune.search.smooth import SmoothCurve
 
+USUAL_SLOPE = -1.45
 NEAR = 0.8  # log L0 beyond the target that the interpolation still uses; farther points only bound it
 FLOOR = 3.0  # log L0 below and above the target where values are cut, so that L0 = 0 has a place
 SURPRISE = 2.5  # standard deviations
 BRIDGE = 0.05  # share of the prediction that trusts only the bounds
+STEEP, JUMP = 3.0, 0.25  # a fall of more than JUMP beyond the slope STEEP is a cliff
 DEFAULT_NOISE = 0.045
-_LENGTHS = (0.45, 1.6)
-_AMPLITUDES = (0.08, 0.35)
-_NOISES = (0.02, 0.04, 0.07)
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,15 @@ class Observation:
     y: float
     sd: float
     number: int
-    finished: bool
 
 
 @dataclass(frozen=True)
 class ResponsePrior:
-    """What is expected before a group has spoken: where its curve crosses the middle of the target, and how steeply."""
+    """What is expected before a group has spoken: the log coefficient of the middle of the target, and the slope."""
 
     location: float
     location_sd: float
-    slope: float = -1.45
+    slope: float = USUAL_SLOPE
     slope_sd: float = 0.45
 
 
@@ -53,11 +51,6 @@ def clipped_log(l0: float, target: CoverageTarget) -> float:
     """Log of `l0`, cut `FLOOR` outside the target so that 0 and huge values are finite."""
     low, high = target.log_low - FLOOR, target.log_high + FLOOR
     return min(max(math.log(l0), low), high) if l0 > 0 else low
-
-
-def _matern52(distance: np.ndarray, length: float) -> np.ndarray:
-    scaled = math.sqrt(5.0) * np.abs(distance) / length
-    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
 
 
 class Response:
@@ -94,153 +87,147 @@ class Response:
     # -- the line before anything is near
 
     @cached_property
-    def _lines(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Weights, locations and slopes of straight lines, (205,) each, the improbable dropped."""
+    def lines(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights, locations and slopes of straight lines, (k,) each, the improbable dropped."""
         low, high = self.span
-        location, slope = np.meshgrid(
-            np.linspace(low - 1, high + 1, 61), self.prior.slope + self.prior.slope_sd * np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
-        )
+        prior = self.prior
+        steps = np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
+        location, slope = np.meshgrid(np.linspace(low - 1, high + 1, 61), prior.slope + prior.slope_sd * steps)
         location, slope = location.ravel(), np.minimum(slope.ravel(), -0.4)
-        gap = (location - self.prior.location) / self.prior.location_sd
-        weight = 0.85 * np.exp(-(gap**2) / 2) / self.prior.location_sd + 0.15 * math.sqrt(2 * math.pi) / (high - low + 2)
-        weight = weight * np.exp(-(((slope - self.prior.slope) / self.prior.slope_sd) ** 2) / 2)
-        middle = self.target.log_middle
-        floor, ceiling = self.target.log_low - FLOOR, self.target.log_high + FLOOR
+        near = np.exp(-(((location - prior.location) / prior.location_sd) ** 2) / 2) / prior.location_sd
+        weight = 0.85 * near + 0.15 * math.sqrt(2 * math.pi) / (high - low + 2)
+        weight = weight * np.exp(-(((slope - prior.slope) / prior.slope_sd) ** 2) / 2)
         for x, y, sd in zip(self.x, self.y, self.sd, strict=True):
-            line = middle + slope * (x - location)
-            spread = np.sqrt(sd**2 + 0.2**2 + (0.2 * np.abs(line - middle)) ** 2)
-            if y <= floor + 1e-9:
-                likelihood = 0.75 * ndtr((floor - line) / spread) + 0.25 * (line > floor) * 0.3
-            elif y >= ceiling - 1e-9:
-                likelihood = 0.75 * ndtr((line - ceiling) / spread) + 0.25 * (line < ceiling) * 0.1
-            else:
-                likelihood = 0.75 * np.exp(-(((y - line) / spread) ** 2) / 2) / spread / 2.5
-                # A plateau (seen below the line, above the target) or a collapse (seen below both).
-                likelihood = likelihood + 0.25 * 0.3 * (line > y)
-            weight = weight * (likelihood + 1e-6)
-        weight = weight / weight.sum()
+            weight = weight * (self._likelihood(y, sd, self.target.log_middle + slope * (x - location)) + 1e-6)
         keep = weight > 1e-3 * weight.max()
         return weight[keep] / weight[keep].sum(), location[keep], slope[keep]
 
-    # -- the interpolation
+    def _likelihood(self, y: float, sd: float, line: np.ndarray) -> np.ndarray:
+        """Of log L0 = `y` where lines say `line`; a quarter is left to plateaus and collapses, which lie below the line."""
+        spread = np.sqrt(sd**2 + 0.2**2 + (0.2 * np.abs(line - self.target.log_middle)) ** 2)
+        floor, ceiling = self.target.log_low - FLOOR, self.target.log_high + FLOOR
+        if y <= floor + 1e-9:
+            return 0.75 * ndtr((floor - line) / spread) + 0.25 * 0.3 * (line > floor)
+        if y >= ceiling - 1e-9:
+            return 0.75 * ndtr((line - ceiling) / spread) + 0.25 * 0.1 * (line < ceiling)
+        return 0.75 * np.exp(-(((y - line) / spread) ** 2) / 2) / spread / 2.5 + 0.25 * 0.3 * (line > y)
+
+    # -- smooth stretches
 
     @cached_property
-    def _used(self) -> np.ndarray:
-        """Indices of the near observations, at most three a bin (the newest), so that a fit stays quick."""
+    def falling(self) -> np.ndarray:
+        """Log L0 of all observations made to fall by isotonic regression."""
+        weights = 1 / (DEFAULT_NOISE**2 + self.sd**2)
+        return isotonic_regression(self.y, weights=weights, increasing=False).x
+
+    @cached_property
+    def _stretches(self) -> list[np.ndarray]:
+        """Indices of the near observations, in stretches that cliffs separate."""
         near = np.flatnonzero(self.near)
+        level = self.falling[near]
+        cliff = -np.diff(level) > JUMP + STEEP * np.diff(self.x[near]) + np.hypot(self.sd[near][1:], self.sd[near][:-1])
+        return np.split(near, np.flatnonzero(cliff) + 1)
+
+    @cached_property
+    def _curves(self) -> list[SmoothCurve]:
+        curves = []
+        for stretch in self._stretches:
+            used = self._newest(stretch)
+            slope, slope_sd = self.prior.slope, self.prior.slope_sd
+            curves.append(SmoothCurve(self.x[used], self.y[used], self.sd[used], slope=slope, slope_sd=slope_sd))
+        return curves
+
+    def _newest(self, stretch: np.ndarray) -> np.ndarray:
+        """At most a few observations a bin, the surest and newest, so that a fit stays quick."""
         per_bin = max(1, min(4, 56 // self.target.bins))
-        if len(near) <= per_bin * 4:
-            return near
-        places = np.floor((self.y[near] - self.target.log_low) / self.target.bin_width).astype(int)
-        newest: dict[int, list[int]] = {}
-        for index, place in sorted(zip(near, places, strict=True), key=lambda pair: -self.observations[pair[0]].number):
-            kept = newest.setdefault(place, [])
-            if len(kept) < per_bin:
-                kept.append(int(index))
-        return np.array(sorted(index for kept in newest.values() for index in kept))
-
-    @cached_property
-    def _fits(self) -> list[tuple[float, float, float, float, np.ndarray, np.ndarray]]:
-        """(weight, length, amplitude, noise, inverse Cholesky factor, weights of the residuals) of each fit kept."""
-        x, y, sd = self.x[self._used], self.y[self._used], self.sd[self._used]
-        centred = x - self._centre
-        trend = 9.0 + self.prior.slope_sd**2 * np.outer(centred, centred)
-        residual = y - self._line(x)
-        fits = []
-        for length in _LENGTHS:
-            shape = _matern52(x[:, None] - x[None, :], length)
-            for amplitude in _AMPLITUDES:
-                for noise in _NOISES:
-                    covariance = trend + amplitude**2 * shape + np.diag(noise**2 + sd**2)
-                    factor = np.linalg.cholesky(covariance)
-                    inverse = np.linalg.inv(factor)
-                    white = inverse @ residual
-                    evidence = -0.5 * white @ white - np.log(np.diag(factor)).sum()
-                    # Smooth curves are the rule; a rough one has to earn its weight.
-                    evidence -= 0.7 * (length < 1) + 0.5 * (amplitude > 0.1)
-                    fits.append((evidence, length, amplitude, noise, inverse, inverse.T @ white))
-        best = max(fit[0] for fit in fits)
-        kept = [fit for fit in fits if fit[0] > best - 4]
-        total = sum(math.exp(fit[0] - best) for fit in kept)
-        return [(math.exp(fit[0] - best) / total, *fit[1:]) for fit in kept]
-
-    @cached_property
-    def _centre(self) -> float:
-        return float(self.x[self._used].mean())
-
-    def _line(self, x: np.ndarray) -> np.ndarray:
-        level = float(self.y[self._used].mean())
-        return level + self.prior.slope * (x - self._centre)
+        if len(stretch) <= 24:
+            return stretch
+        places = np.floor((self.y[stretch] - self.target.log_low) / self.target.bin_width).astype(int)
+        order = sorted(range(len(stretch)), key=lambda i: (self.sd[stretch[i]], -self.observations[stretch[i]].number))
+        kept: dict[int, list[int]] = {}
+        for i in order:
+            members = kept.setdefault(int(places[i]), [])
+            if len(members) < per_bin:
+                members.append(int(stretch[i]))
+        return np.array(sorted(index for members in kept.values() for index in members))
 
     @cached_property
     def noise(self) -> float:
         """Standard deviation of log L0 between trainings at one coefficient, as far as is known."""
         if not self.located:
             return DEFAULT_NOISE
-        return math.sqrt(sum(fit[0] * fit[3] ** 2 for fit in self._fits))
+        sizes = [len(curve.x) for curve in self._curves]
+        variances = [curve.noise_variance for curve in self._curves]
+        return math.sqrt(float(np.average(variances, weights=sizes)))
 
-    def _components(self, xs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Weights (k,), means and standard deviations (k, m) of the landing of a trial at each of `xs`."""
+    def _pieces(self, xs: np.ndarray) -> list[tuple[np.ndarray, SmoothCurve]]:
+        """Masks over `xs` with the curve that holds there: each cliff is shared in its middle."""
+        ends = [(self.x[stretch[0]], self.x[stretch[-1]]) for stretch in self._stretches]
+        cuts = [-np.inf, *((left[1] + right[0]) / 2 for left, right in zip(ends, ends[1:], strict=False)), np.inf]
+        return [((xs >= cuts[k]) & (xs < cuts[k + 1]), curve) for k, curve in enumerate(self._curves)]
+
+    def _moments(self, xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of a new trial, before bounds and hazards."""
         if not self.located:
-            weight, location, slope = self._lines
-            mean = self.target.log_middle + slope[:, None] * (xs[None, :] - location[:, None])
-            sd = np.sqrt(self.noise**2 + 0.15**2 + (0.12 * np.abs(mean - self.target.log_middle)) ** 2)
-            return weight, mean, sd
-        x = self.x[self._used]
-        centred, new = x - self._centre, xs - self._centre
-        cross_trend = 9.0 + self.prior.slope_sd**2 * np.outer(new, centred)
-        own_trend = 9.0 + self.prior.slope_sd**2 * new**2
-        line = self._line(xs)
-        shapes = {length: _matern52(xs[:, None] - x[None, :], length) for length in _LENGTHS}
-        weights, means, sds = [], [], []
-        for weight, length, amplitude, noise, inverse, coefficients in self._fits:
-            cross = cross_trend + amplitude**2 * shapes[length]
-            white = cross @ inverse.T
-            variance = own_trend + amplitude**2 - (white**2).sum(axis=1)
-            weights.append(weight)
-            means.append(line + cross @ coefficients)
-            sds.append(np.sqrt(np.maximum(variance, 0) + noise**2))
-        return np.array(weights), np.array(means), np.array(sds)
+            weight, mean, sd = self._line_components(xs)
+            centre = weight @ mean
+            return centre, np.sqrt(np.maximum(weight @ (sd**2 + mean**2) - centre**2, 1e-8))
+        centre, spread = np.empty(len(xs)), np.empty(len(xs))
+        for mask, curve in self._pieces(xs):
+            if mask.any():
+                centre[mask], spread[mask] = curve.moments(xs[mask])
+        return centre, spread
 
-    # -- monotone bounds
+    def _line_components(self, xs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weight, location, slope = self.lines
+        mean = self.target.log_middle + slope[:, None] * (xs[None, :] - location[:, None])
+        return weight, mean, np.sqrt(self.noise**2 + 0.15**2 + (0.12 * np.abs(mean - self.target.log_middle)) ** 2)
+
+    # -- where the curve may not be trusted
 
     def bounds(self, xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest log L0 that a falling curve allows at `xs`, infinite where nothing bounds it."""
         lower, upper = np.full(len(xs), -np.inf), np.full(len(xs), np.inf)
         if len(self.x):
             slack = SURPRISE * np.sqrt(self.noise**2 + self.sd**2)
-            left = self.x[None, :] <= xs[:, None]
-            upper = np.where(left, self.y + slack, np.inf).min(axis=1)
-            lower = np.where(~left | (self.x[None, :] == xs[:, None]), self.y - slack, -np.inf).max(axis=1)
+            upper = np.where(self.x[None, :] <= xs[:, None], self.y + slack, np.inf).min(axis=1)
+            lower = np.where(self.x[None, :] >= xs[:, None], self.y - slack, -np.inf).max(axis=1)
         crossed = lower > upper
-        middle = (lower + upper) / 2
+        middle = np.where(crossed, (np.where(crossed, lower, 0) + np.where(crossed, upper, 0)) / 2, 0)
         lower = np.where(crossed, middle - SURPRISE * self.noise, lower)
         upper = np.where(crossed, middle + SURPRISE * self.noise, upper)
         return lower, upper
 
+    @cached_property
+    def _cliffs(self) -> list[tuple[float, float, float, float]]:
+        """(left x, right x, left log L0, right log L0) of every cliff between smooth stretches."""
+        level = self.falling
+        pairs = zip(self._stretches, self._stretches[1:], strict=False) if self.located else ()
+        return [(self.x[a[-1]], self.x[b[0]], level[a[-1]], level[b[0]]) for a, b in pairs]
+
     def _hazards(self, xs: np.ndarray) -> np.ndarray:
-        """Probability, for each of `xs`, that the curve has jumped or gone flat there and the interpolation is void."""
+        """Probability, for each of `xs`, that the curve has jumped away or gone flat before it gets there."""
         lost = np.zeros(len(xs))
         if not self.located:
             return lost
         near = np.flatnonzero(self.near)
         for side, outer in ((-1, near[0]), (1, near[-1])):
             beyond = np.flatnonzero((self.x - self.x[outer]) * side > 0)
+            outside = (xs - self.x[outer]) * side > 0
             if len(beyond):
                 wall = beyond[-1] if side < 0 else beyond[0]
                 expected, spread = self._moments(self.x[wall : wall + 1])
                 excess = (self.y[wall] - expected[0]) * -side - 0.3 - SURPRISE * math.hypot(spread[0], self.sd[wall])
-                chance = 0.95 if excess > 0 else 0.1
-                depth = (xs - self.x[outer]) / (self.x[wall] - self.x[outer])
-                lost = np.maximum(lost, chance * np.clip(depth, 0, 1))
+                depth = np.clip((xs - self.x[outer]) / (self.x[wall] - self.x[outer]), 0, 1)
+                lost = np.where(outside, np.maximum(lost, (0.95 if excess > 0 else 0.1) * depth), lost)
             else:
-                flat = self._flatness(side)
-                lost = np.maximum(lost, np.where((xs - self.x[outer]) * side > 0, flat, 0.0))
+                lost = np.where(outside, np.maximum(lost, self._flatness(side)), lost)
         return lost
 
     def _flatness(self, side: int) -> float:
         """Probability that the curve is flat beyond its outermost near observation on `side` (-1: small coefficients)."""
-        x, y, sd = self.x[self.near], self.y[self.near], self.sd[self.near]
+        stretch = self._stretches[0 if side < 0 else -1]
+        x, y, sd = self.x[stretch], self.y[stretch], self.sd[stretch]
         if side < 0:
             x, y, sd = -x[::-1], -y[::-1], sd[::-1]
         chance = 0.1
@@ -257,10 +244,42 @@ class Response:
 
     # -- what the search asks
 
-    def _moments(self, xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weight, mean, sd = self._components(xs)
-        centre = weight @ mean
-        return centre, np.sqrt(np.maximum(weight @ (sd**2 + mean**2) - centre**2, 1e-8))
+    def landing(self, xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the log L0 of a new trial at each of `xs`, within the bounds."""
+        mean, sd = self._moments(xs)
+        lower, upper = self.bounds(xs)
+        mean, sd = np.clip(mean, lower, upper), np.sqrt(sd**2 + self._hazards(xs))
+        for left, right, top, bottom in self._cliffs:
+            inside = (xs > left) & (xs < right)
+            mean = np.where(inside, np.interp(xs, [left, right], [top, bottom]), mean)
+            sd = np.where(inside, (top - bottom) / math.sqrt(12), sd)
+        return mean, sd
+
+    def probabilities(self, xs: np.ndarray) -> np.ndarray:
+        """Probability of a new trial at each of `xs` to land in each bin, (m, bins); the rest lands outside."""
+        lower, upper = self.bounds(xs)
+        slack = 2 * self.noise
+        lower, upper = lower - slack, upper + slack
+        edges = np.clip(self.target.log_edges[:, None], lower, upper)
+        inside = np.zeros((self.target.bins, len(xs)))
+        pieces = self._pieces(xs) if self.located else [(np.ones(len(xs), dtype=bool), None)]
+        for mask, curve in pieces:
+            if not mask.any():
+                continue
+            weight, mean, sd = curve.components(xs[mask]) if curve is not None else self._line_components(xs[mask])
+            floor = ndtr((lower[mask] - mean) / sd)
+            mass = np.maximum(ndtr((upper[mask] - mean) / sd) - floor, 1e-4)
+            cumulative = (ndtr((edges[:, None, mask] - mean) / sd) - floor) / mass
+            inside[:, mask] = np.einsum("k,ekm->em", weight, np.diff(cumulative, axis=0))
+        with np.errstate(invalid="ignore"):
+            uniform = np.nan_to_num(np.diff(edges, axis=0) / (upper - lower))
+        inside = (1 - BRIDGE) * np.clip(inside, 0, 1) + BRIDGE * uniform
+        inside = inside * (1 - self._hazards(xs))
+        for left, right, top, bottom in self._cliffs:
+            here = (xs > left) & (xs < right)
+            share = np.diff(np.clip(self.target.log_edges, bottom, top)) / (top - bottom)
+            inside[:, here] = share[:, None]
+        return inside.T
 
     def latent(self) -> tuple[np.ndarray, np.ndarray]:
         """The curve itself at each observation, freed of noise where neighbours allow, and its standard deviation."""
@@ -270,26 +289,3 @@ class Response:
             level[self.near] = mean
             sd[self.near] = np.sqrt(np.maximum(spread**2 - self.noise**2, 1e-4))
         return level, sd
-
-    def landing(self, xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the log L0 of a new trial at each of `xs`, within the bounds."""
-        mean, sd = self._moments(xs)
-        lower, upper = self.bounds(xs)
-        lost = self._hazards(xs)
-        return np.clip(mean, lower, upper), np.sqrt(sd**2 + lost)
-
-    def probabilities(self, xs: np.ndarray) -> np.ndarray:
-        """Probability of a new trial at each of `xs` to land in each bin, (m, bins); the rest lands outside."""
-        weight, mean, sd = self._components(xs)
-        lower, upper = self.bounds(xs)
-        slack = 2 * self.noise
-        lower, upper = lower - slack, upper + slack
-        edges = np.clip(self.target.log_edges[:, None], lower, upper)
-        floor = ndtr((lower - mean) / sd)
-        mass = np.maximum(ndtr((upper - mean) / sd) - floor, 1e-4)
-        cumulative = (ndtr((edges[:, None, :] - mean) / sd) - floor) / mass
-        inside = np.einsum("k,ekm->em", weight, np.diff(cumulative, axis=0))
-        with np.errstate(invalid="ignore"):
-            uniform = np.nan_to_num(np.diff(edges, axis=0) / (upper - lower))
-        inside = (1 - BRIDGE) * np.clip(inside, 0, 1) + BRIDGE * uniform
-        return (inside * (1 - self._hazards(xs))).T

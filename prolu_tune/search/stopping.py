@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from prolu_tune.search.coverage import CoverageTarget
-from prolu_tune.search.records import Group, TrialRecord
+from prolu_tune.search.records import DECISION_FRACTIONS, Group, TrialRecord
 from prolu_tune.search.response import clipped_log
 
-DECISION_FRACTIONS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 # Before any trial has finished: by how much log L0 still falls after each fraction (mean, standard deviation) and
 # how far that may depend on L0 itself. Set by 30 short real trainings (falls of 0.2-0.9 after 40 %, 1-3 after 10 %)
 # and by the knowledge that long ones settle much earlier.
@@ -18,6 +18,7 @@ _STILL_FALLS = {0.05: (1.2, 1.3), 0.1: (0.9, 0.9), 0.2: (0.55, 0.55), 0.4: (0.22
 _SLOPE_SD = {0.05: 1.0, 0.1: 0.7, 0.2: 0.4, 0.4: 0.2, 0.6: 0.1, 0.8: 0.05}
 _SCALE = {0.05: 0.4, 0.1: 0.3, 0.2: 0.2, 0.4: 0.1, 0.6: 0.06, 0.8: 0.04}
 _GROUP_SD = 0.15
+_NEWEST = 400  # finished trials that are learned from
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,25 @@ class Decision:
     reason: str
 
 
-def log_l0_at(course: Sequence[tuple[float, float]], fraction: float, target: CoverageTarget) -> float | None:
-    """Log L0 of a course at `fraction`, interpolated; None outside the part that was seen."""
-    if not course or course[-1][0] < fraction - 1e-9 or course[0][0] > fraction + 1e-9:
-        return None
-    shares = [share for share, _ in course]
-    return float(np.interp(fraction, shares, [clipped_log(l0, target) for _, l0 in course]))
+def decision_index(fraction: float) -> int | None:
+    """Index of the latest decision fraction that a trial at `fraction` has passed, or None before the first."""
+    passed = sum(point <= fraction + 1e-9 for point in DECISION_FRACTIONS)
+    return passed - 1 if passed else None
 
 
-def decision_fraction(fraction: float) -> float | None:
-    """The latest point of decision that a trial at `fraction` has passed, or None before the first."""
-    passed = [point for point in DECISION_FRACTIONS if point <= fraction + 1e-9]
-    return passed[-1] if passed else None
+def is_decision(fraction: float) -> bool:
+    """Whether a trial that has just reached `fraction` is to be judged."""
+    return any(abs(point - fraction) < 1e-9 for point in DECISION_FRACTIONS)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A line at one decision fraction: coefficients (3,), their covariance, residual variance, (offset, variance) by group."""
+
+    coefficients: np.ndarray
+    covariance: np.ndarray
+    variance: float
+    offsets: dict[Group, tuple[float, float]]
 
 
 class CourseModel:
@@ -58,44 +66,49 @@ class CourseModel:
 
     def __init__(self, records: Sequence[TrialRecord], target: CoverageTarget) -> None:
         self.target = target
-        self._finished = [record for record in records if record.outcome == "finished" and record.course][-400:]
-        self._fits: dict[float, tuple[np.ndarray, np.ndarray, float, dict[Group, tuple[float, float]]]] = {}
+        finished = [record for record in records if record.outcome == "finished" and record.course and record.l0 is not None]
+        self._finished = finished[-_NEWEST:]
+        self._fits: dict[int, _Fit] = {}
 
-    def _features(self, course: Sequence[tuple[float, float]], point: float) -> np.ndarray | None:
-        """(1, log L0 about the middle, movement since half the fraction): (3,)."""
-        now = log_l0_at(course, point, self.target)
-        if now is None:
-            return None
-        before = log_l0_at(course, point / 2, self.target)
-        return np.array([1.0, now - self.target.log_middle, 0.0 if before is None else now - before])
+    def _features(self, logs: np.ndarray, index: int) -> np.ndarray:
+        """(1, log L0 about the middle of the target, movement since half the fraction), (..., 3), from milestones."""
+        low, high = clipped_log(0.0, self.target), clipped_log(math.inf, self.target)
+        now, before = np.clip(logs[..., 0, index], low, high), np.clip(logs[..., 1, index], low, high)
+        return np.stack([np.ones_like(now), now - self.target.log_middle, np.nan_to_num(now - before)], axis=-1)
 
-    def _fit(self, point: float) -> tuple[np.ndarray, np.ndarray, float, dict[Group, tuple[float, float]]]:
-        """Coefficients (3,), their covariance (3, 3), residual variance, and offset and its variance by group."""
-        if point in self._fits:
-            return self._fits[point]
+    @cached_property
+    def _finished_logs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Milestones (n, 2, 6) and final log L0 (n,) of the finished trials."""
+        ends = np.array([clipped_log(record.l0 or 0.0, self.target) for record in self._finished])
+        return np.array([record.milestones for record in self._finished]), ends
+
+    def _fit(self, index: int) -> _Fit:
+        if index in self._fits:
+            return self._fits[index]
+        point = DECISION_FRACTIONS[index]
         mean, spread = _STILL_FALLS[point]
         prior_mean = np.array([mean, 0.0, 0.0])
         precision = np.diag(1 / np.array([spread, _SLOPE_SD[point], 0.5]) ** 2)
-        rows, falls, groups = [], [], []
-        for record in self._finished:
-            features = self._features(record.course, point)
-            if features is not None and record.l0 is not None:
-                rows.append(features)
-                falls.append(features[1] + self.target.log_middle - clipped_log(record.l0, self.target))
-                groups.append(record.group)
-        variance, offsets = _SCALE[point] ** 2 + _GROUP_SD**2, {}
-        coefficients, covariance = prior_mean, np.linalg.inv(precision)
-        if rows:
-            design, target = np.array(rows), np.array(falls)
-            for _ in range(3):
-                covariance = np.linalg.inv(precision + design.T @ design / variance)
-                coefficients = covariance @ (precision @ prior_mean + design.T @ target / variance)
-                leverage = np.einsum("ij,jk,ik->i", design, covariance, design) / variance
-                residual = (target - design @ coefficients) / np.maximum(1 - leverage, 0.2)
-                offsets, within = self._group_offsets(residual, groups, variance)
-                variance = (2 * _SCALE[point] ** 2 + float((within**2).sum())) / (2 + len(rows)) + 1e-6
-        self._fits[point] = coefficients, covariance, variance, offsets
-        return self._fits[point]
+        fit = _Fit(prior_mean, np.linalg.inv(precision), _SCALE[point] ** 2 + _GROUP_SD**2, {})
+        if self._finished:
+            logs, ends = self._finished_logs
+            seen = np.flatnonzero(~np.isnan(logs[:, 0, index]))
+            if len(seen):
+                design = self._features(logs[seen], index)
+                falls = design[:, 1] + self.target.log_middle - ends[seen]
+                groups = [self._finished[row].group for row in seen]
+                variance, offsets = fit.variance, {}
+                coefficients, covariance = fit.coefficients, fit.covariance
+                for _ in range(3):
+                    covariance = np.linalg.inv(precision + design.T @ design / variance)
+                    coefficients = covariance @ (precision @ prior_mean + design.T @ falls / variance)
+                    leverage = np.einsum("ij,jk,ik->i", design, covariance, design) / variance
+                    residual = (falls - design @ coefficients) / np.maximum(1 - leverage, 0.2)
+                    offsets, within = self._group_offsets(residual, groups, variance)
+                    variance = (2 * _SCALE[point] ** 2 + float((within**2).sum())) / (2 + len(seen)) + 1e-6
+                fit = _Fit(coefficients, covariance, variance, offsets)
+        self._fits[index] = fit
+        return fit
 
     @staticmethod
     def _group_offsets(
@@ -110,15 +123,22 @@ class CourseModel:
             within[members] = residual[members] - offsets[group][0]
         return offsets, within
 
-    def predict(self, group: Group, course: Sequence[tuple[float, float]], fraction: float) -> tuple[float, float] | None:
-        """Mean and standard deviation of the final log L0 of a trial whose course was seen up to `fraction`."""
-        point = decision_fraction(fraction)
-        features = None if point is None else self._features(course, point)
-        if point is None or features is None:
+    def predict(self, group: Group, logs: np.ndarray, fraction: float) -> tuple[float, float] | None:
+        """Mean and standard deviation of the final log L0 of a trial seen up to `fraction`.
+
+        Args:
+            group: the trial's.
+            logs: its `milestones`, (2, 6).
+            fraction: share of the training done.
+
+        Returns:
+            None before the first decision fraction.
+        """
+        index = decision_index(fraction)
+        if index is None or math.isnan(logs[0, index]):
             return None
-        coefficients, covariance, variance, offsets = self._fit(point)
-        offset, offset_variance = offsets.get(group, (0.0, _GROUP_SD**2))
-        now = features[1] + self.target.log_middle
-        mean = now - float(features @ coefficients) - offset
-        spread = math.sqrt(float(features @ covariance @ features) + variance + offset_variance)
-        return mean, spread
+        fit = self._fit(index)
+        features = self._features(logs, index)
+        offset, offset_variance = fit.offsets.get(group, (0.0, _GROUP_SD**2))
+        mean = float(features[1]) + self.target.log_middle - float(features @ fit.coefficients) - offset
+        return mean, math.sqrt(float(features @ fit.covariance @ features) + fit.variance + offset_variance)

@@ -114,7 +114,7 @@ def _roundness(tick: float) -> tuple[bool, float]:
 
 def scatter(
     records: Sequence[Record],
-    frontier: Iterable[str],
+    frontier: Sequence[Record],
     *,
     x: str = "l0",
     y: str = "ce_degradation",
@@ -128,7 +128,7 @@ def scatter(
 
     Args:
         records: Finished trials.
-        frontier: Run ids on the frontier.
+        frontier: Those of them on the frontier.
         x: Field along the x axis.
         y: Field along the y axis.
         width: Columns of the widest line.
@@ -143,15 +143,15 @@ def scatter(
     (x_low, x_high), (y_low, y_high) = _limits([to_axis(r[x]) for r in placed]), _limits([r[y] for r in placed])
     margin = 9
     canvas = Canvas(max(10, width - margin - 1), height, xmin=x_low, xmax=x_high, ymin=y_low, ymax=y_high)
-    chosen = set(frontier)
-    stairs = sorted((to_axis(r[x]), r[y]) for r in placed if r["run_id"] in chosen)
+    chosen = {id(record) for record in frontier}
+    stairs = sorted((to_axis(r[x]), r[y]) for r in placed if id(r) in chosen)
     for (x0, y0), (x1, y1) in itertools.pairwise(stairs):
         canvas.line(x0, y0, x1, y0)
         canvas.line(x1, y0, x1, y1)
     # Runs of the frontier last: they stay visible where two fall into one cell.
-    for record in sorted(placed, key=lambda record: record["run_id"] in chosen):
+    for record in sorted(placed, key=lambda record: id(record) in chosen):
         mark = letter(record["architecture"])
-        canvas.text(to_axis(record[x]), record[y], mark if record["run_id"] in chosen else mark.lower())
+        canvas.text(to_axis(record[x]), record[y], mark if id(record) in chosen else mark.lower())
     rows = [_without_blanks(row, ascii_only=ascii_only) for row in canvas.plot().split("\n")]
     ticks = {0: y_high, len(rows) // 2: (y_low + y_high) / 2, len(rows) - 1: y_low}
     tick = signed if y == "ce_degradation" else number

@@ -75,7 +75,7 @@ class LiveScreen(Screen):
             self._progress.phase = phase_line(text, done, total)
         self._show()
 
-    def finish(self, records: Sequence[Record], frontier: Iterable[str], next_commands: Sequence[str]) -> None:
+    def finish(self, records: Sequence[Record], frontier: Iterable[int], next_commands: Sequence[str]) -> None:
         with self._lock:
             self._progress.running.clear()
             self._progress.phase = ""
@@ -84,14 +84,19 @@ class LiveScreen(Screen):
         finished = [record for record in records if record["state"] == "finished"]
         width = self._console.width
         self._console.print()
-        for line in scatter(finished, [r["run_id"] for r in chosen], width=min(width, 100), ascii_only=self._ascii_only):
+        for line in scatter(finished, chosen, width=min(width, 100), ascii_only=self._ascii_only):
             self._console.print(Text(line, no_wrap=True, overflow="crop"))
         for line in legend((record["architecture"] for record in finished), width):
             self._console.print(Text(line, style="dim", no_wrap=True, overflow="crop"))
         if chosen:
             self._console.print(Text(f"\nfrontier: {len(chosen)} of {len(finished)} finished trials", style="bold"))
-        for record in chosen[:FRONTIER_ROWS]:
-            self._console.print(_frontier_line(record, width))
+        lines = [_frontier_line(record) for record in chosen[:FRONTIER_ROWS]]
+        widest = max((len(line.plain) for line in lines), default=0)
+        for line, record in zip(lines, chosen, strict=False):
+            # An id is shown whole or not at all.
+            if widest + len(record["run_id"] or "") + 2 <= width:
+                line.append(" " * (widest + 2 - len(line.plain)) + (record["run_id"] or ""), style="dim")
+            self._console.print(line)
         if len(chosen) > FRONTIER_ROWS:
             self._console.print(Text(f"  and {len(chosen) - FRONTIER_ROWS} more"))
         for position, command in enumerate(next_commands):
@@ -215,13 +220,9 @@ def _best(progress: SweepProgress) -> list[Text]:
     return lines
 
 
-def _frontier_line(record: Record, width: int) -> Text:
-    """Returns a run of the frontier, with its id where that fits whole."""
+def _frontier_line(record: Record) -> Text:
+    """Returns a run of the frontier without its id."""
     line = Text(f"  {letter(record['architecture'])} ", no_wrap=True, overflow="crop")
     line.append(f"L0 {number(record['l0']):<6} CE {signed(record['ce_degradation']):<7} ")
-    line.append(
-        trial_label(record["architecture"], record["l1_coefficient"], record["seed"]), style=style(record["architecture"])
-    )
-    if len(line.plain) + len(record["run_id"]) + 2 <= width:
-        line.append(f"  {record['run_id']}", style="dim")
-    return line
+    label = trial_label(record["architecture"], record["l1_coefficient"], record["seed"])
+    return line.append(label, style=style(record["architecture"]))

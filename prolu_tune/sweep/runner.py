@@ -133,6 +133,7 @@ def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
 def _finish(screen: Screen, name: str, records: list[Record], exit_code: int | None, message: str | None = None) -> SweepOutcome:
     """Shows the result and the command that comes next."""
     failed = [record for record in records if record["state"] == "failed"]
+    on_frontier = [record["run_id"] for record in records if record["on_frontier"] and record["run_id"]]
     if exit_code is None:
         exit_code = 1 if failed else 0
     following = [f"prolu-tune pareto {name}", f"prolu-tune best {name} --max-l0 25"]
@@ -140,7 +141,7 @@ def _finish(screen: Screen, name: str, records: list[Record], exit_code: int | N
         following.insert(0, f"prolu-tune status {name}")
     if exit_code in (3, 130):
         following = ["the same command again goes on where this one stopped"]
-    screen.finish(records, sorted(frontier_trials(records)), following)
+    screen.finish(records, on_frontier, following)
     screen.stop()
     return SweepOutcome(exit_code=exit_code, sweep=name, records=records, message=message)
 

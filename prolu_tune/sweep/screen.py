@@ -65,8 +65,8 @@ class Screen(ABC):
         """Shows what is being worked on beside the trials, such as `making chunks` 3 of 12; an empty text ends it."""
 
     @abstractmethod
-    def finish(self, records: Sequence[Record], frontier: Iterable[str], next_commands: Sequence[str]) -> None:
-        """Shows the result: frontier (run ids) among the records, and the commands that come next."""
+    def finish(self, records: Sequence[Record], frontier: Iterable[int], next_commands: Sequence[str]) -> None:
+        """Shows the result: the records, the trials among them that are on the frontier, and the commands that come next."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -80,14 +80,13 @@ def make_screen(stream: TextIO | None = None, environment: Mapping[str, str] | N
         stream: Standard error unless given.
         environment: TERM and NO_COLOR are read from it; the process's own unless given.
     """
-    if stream is None:
-        stream = sys.stderr
+    target: TextIO = sys.stderr if stream is None else stream
     environment = os.environ if environment is None else environment
-    if stream.isatty() and environment.get("TERM", "dumb").lower() not in ("dumb", "unknown", ""):
+    if target.isatty() and environment.get("TERM", "dumb").lower() not in ("dumb", "unknown", ""):
         from prolu_tune.sweep.live import LiveScreen
 
-        return LiveScreen(stream, color=not environment.get("NO_COLOR"))
-    return PlainScreen(stream)
+        return LiveScreen(target, color=not environment.get("NO_COLOR"))
+    return PlainScreen(target)
 
 
 @final
@@ -161,14 +160,15 @@ class PlainScreen(Screen):
                 self._last_phase = (text, self._clock())
                 self._line(self._progress.phase)
 
-    def finish(self, records: Sequence[Record], frontier: Iterable[str], next_commands: Sequence[str]) -> None:
+    def finish(self, records: Sequence[Record], frontier: Iterable[int], next_commands: Sequence[str]) -> None:
         with self._lock:
             chosen = frontier_records(records, frontier)
-            self._line(f"done in {duration(self._progress.elapsed_s)}: {len(records)} trials, {len(chosen)} on the frontier")
+            of_total = "" if self._progress.total in (None, len(records)) else f" of {self._progress.total}"
+            self._line(f"{len(records)}{of_total} trials ended, {len(chosen)} on the frontier")
             for record in chosen:
                 label = trial_label(record["architecture"], record["l1_coefficient"], record["seed"])
                 values = f"L0 {number(record['l0'])} CE {signed(record['ce_degradation'])}"
-                self._line(f"frontier {values} {label} {record['run_id']}")
+                self._line(f"frontier {values} {label} {record['run_id'] or ''}")
             for command in next_commands:
                 self._line(f"next: {command}")
         self.stop()
@@ -220,7 +220,7 @@ def heartbeat_line(progress: SweepProgress) -> str:
     return ", ".join(parts)
 
 
-def frontier_records(records: Sequence[Record], frontier: Iterable[str]) -> list[Record]:
-    """Returns the records on the frontier by ascending L0."""
+def frontier_records(records: Sequence[Record], frontier: Iterable[int]) -> list[Record]:
+    """Returns the records of these trials by ascending L0."""
     chosen = set(frontier)
-    return sorted((r for r in records if r["run_id"] in chosen), key=lambda r: (r["l0"] or 0.0, r["run_id"]))
+    return sorted((r for r in records if r["trial"] in chosen), key=lambda r: (r["l0"] or 0.0, r["trial"]))

@@ -277,15 +277,18 @@ class Tracker:
                 if self.writer is None:
                     self.writer = self._make_writer()
                 action(self.writer)
-            except Exception as error:  # whatever a server, a proxy or a driver of a database comes up with
+            except Exception as error:  # a server, a proxy, a database driver: each has errors of its own
                 self._error = error
+                if not _may_pass(error):
+                    self._note(f"MLflow refuses a value ({_first_line(error)})")
+                    return
                 if attempt == 0:
                     self._note(f"MLflow does not take values ({_first_line(error)}); training goes on, values wait on disk")
                 time.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 continue
             if attempt:
                 self._note("MLflow takes values again")
-            self._error = None
+                self._error = None
             return
 
 
@@ -303,6 +306,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same call may work later: not if it is our bug, or the server understood and refused it."""
+    if isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
+        return False
+    return getattr(error, "error_code", None) not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -36,7 +36,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     path = folder / f"checkpoint-{checkpoint.step:010d}.safetensors"
     state = json.dumps(checkpoint.state)
-    metadata = {"format": FORMAT, "state": state, "sha256": content_digest(checkpoint.tensors, state)}
+    metadata = {"format": FORMAT, "state": state, "sha256": content_digest(checkpoint.tensors, FORMAT + state)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(path, checkpoint.tensors, metadata)
@@ -74,14 +74,13 @@ def load_newest(folder: Path, expected: dict[str, TensorSpec]) -> tuple[Checkpoi
 
 def _read(path: Path, expected: dict[str, TensorSpec]) -> Checkpoint:
     tensors, metadata = read_tensors(path, expected)
-    if metadata.get("format", FORMAT) != FORMAT:
-        raise SurroundingsError(
-            f"{path} has format {metadata['format'][:60]!r}, this version reads {FORMAT!r}; "
-            "go on with the version that wrote it, or start afresh"
-        )
-    state = metadata.get("state", "")
-    if content_digest(tensors, state) != metadata.get("sha256"):
+    found, state = metadata.get("format", ""), metadata.get("state", "")
+    if content_digest(tensors, found + state) != metadata.get("sha256"):
         raise DamagedFileError(f"{path} does not have the SHA-256 it names")
+    if found != FORMAT:
+        raise SurroundingsError(
+            f"{path} has format {found!r}, this version reads {FORMAT!r}; go on with the version that wrote it, or start afresh"
+        )
     return Checkpoint(int(path.name[len("checkpoint-") :].split(".")[0]), tensors, json.loads(state))
 
 

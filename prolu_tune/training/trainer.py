@@ -1,39 +1,26 @@
-"""Trains one autoencoder on a stream of activations; stops, resumes and ends in the same bits.
+"""Trains one autoencoder on a stream of activations; stops, resumes and ends in the same bits."""
 
-`train` is the whole trial's training; `Trainer` is its state and one step. Between two rows of metrics nothing here
-waits for the device.
-"""
-
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from prolu_tune import metrics
 from prolu_tune.config.resolve import TrialPlan
 from prolu_tune.config.trial import TrialConfig
-from prolu_tune.errors import InputError
 from prolu_tune.sae.model import SparseAutoencoder
-from prolu_tune.sae.tensor_file import TensorSpec, spec_of
-from prolu_tune.training.checkpoint import Checkpoint, load_newest, save_checkpoint
-from prolu_tune.training.numerics import numerics_signature, seeded_generator, set_numerics
-from prolu_tune.training.optimizer import adam_tensors, make_adam, project_decoder_gradient, renormalize_decoder, set_adam_step
-from prolu_tune.training.resampling import Resampler, dead_latents, resampling_notes, window_resolves
-from prolu_tune.training.schedule import lr_factor, window_start
-from prolu_tune.training.step import dense_gradients
+from prolu_tune.training.checkpoint import load_newest, save_checkpoint
+from prolu_tune.training.state import Trainer
 
 Outcome = Literal["finished", "diverged", "interrupted", "stopped"]
+Report = Callable[[dict[str, float]], str | None]
 CHECKPOINT_SHARE = 0.02
 """Checkpoints are spaced so that writing them takes less than this share of the time."""
-_SUMMED = ("loss", "squared_error", "l1", "sqrt_l1")
+
+__all__ = ["Outcome", "Report", "Trainer", "TrainingResult", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,217 +47,12 @@ class TrainingResult:
     """Tokens of that window."""
 
 
-class Trainer:
-    """The state of a training and what changes it: a step, a resampling, a row of metrics."""
-
-    def __init__(self, config: TrialConfig, plan: TrialPlan, *, device: str = "cpu") -> None:
-        """Starts at step 0 with the seed's initialisation.
-
-        Raises:
-            InputError: if the device cannot do what the configuration asks for.
-        """
-        self.config = config
-        self.plan = plan
-        self.device = torch.device(device)
-        set_numerics(config.training, self.device)
-        operands = torch.bfloat16 if config.training.precision == "bfloat16" else torch.float32
-        generator = seeded_generator("initialisation", config.seed)
-        self.sae = SparseAutoencoder(config.sae, plan.d_in, plan.d_sae, generator=generator, operands=operands).to(self.device)
-        self.adam = make_adam(self.sae, config.training, adam_eps=plan.adam_eps)
-        self.step = 0
-        self.batches_read = 0
-        self.rows = 0
-        self.wall_s = 0.0
-        self.notes: list[str] = []
-        # Firings since the window began, and since the last row.
-        self._window_counts = torch.zeros(plan.d_sae, dtype=torch.int64, device=self.device)
-        self._window_start = 0
-        self._row_counts = torch.zeros_like(self._window_counts)
-        self._row_sums = torch.zeros(len(_SUMMED), dtype=torch.float64, device=self.device)
-        self._row_start = 0
-
-    @property
-    def tokens(self) -> int:
-        """Activations read from the stream so far."""
-        return self.batches_read * self.config.training.batch_size
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of the step just taken, or of the first."""
-        factor = lr_factor(max(self.step - 1, 0), plan=self.plan, cooldown_factor=self.config.training.cooldown_factor)
-        return self.config.training.lr * factor
-
-    def train_step(self, x: Float[Tensor, "batch d_in"]) -> None:
-        """Trains on one batch of raw activations; does not wait for the device."""
-        if self.step == window_start(self.step, plan=self.plan):
-            self._start_window()
-        normed = self.sae.normalize(x).x
-        stats = dense_gradients(self.sae, normed, l1_coefficient=self.config.training.l1_coefficient)
-        W_dec = self.sae.W_dec
-        assert W_dec.grad is not None
-        project_decoder_gradient(W_dec.grad, W_dec)
-        self.step += 1
-        self.adam.param_groups[0]["lr"] = self.lr
-        self.adam.step()
-        renormalize_decoder(W_dec)
-        self._row_sums += torch.stack([getattr(stats, name) for name in _SUMMED])
-        self._row_counts += stats.fired
-        self._window_counts += stats.fired
-
-    def next_batch(self, batches: Iterator[Tensor]) -> Float[Tensor, "batch d_in"]:
-        """Returns the next batch of the stream, float32 on this trainer's device.
-
-        Raises:
-            RuntimeError: if the stream has ended or its shape is another.
-        """
-        batch = next(batches, None)
-        expected = (self.config.training.batch_size, self.plan.d_in)
-        if batch is None or batch.shape != expected:
-            found = "has ended" if batch is None else f"gave a batch of shape {tuple(batch.shape)}"
-            raise RuntimeError(
-                f"the activation stream {found} at step {self.step}; {expected} was due, {self.plan.num_batches} times in all"
-            )
-        return batch.to(self.device, torch.float32, non_blocking=True)
-
-    def resampling_due(self) -> bool:
-        """Returns whether dead latents are to be replaced before the next training step."""
-        return self.step in self.plan.resampling_steps
-
-    def resample(self, batches: Iterator[Tensor], *, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Replaces dead latents, consuming `resampling_batches` batches, and returns the event for the row.
-
-        None if should_stop became true in between: then nothing has changed but the iterator.
-
-        Raises:
-            RuntimeError: if the stream has ended.
-        """
-        config, window_tokens = self.config.resampling, self._window_tokens()
-        dead = dead_latents(self._window_counts, tokens=window_tokens, dead_frequency=config.dead_frequency)
-        generator = seeded_generator("resampling", self.config.seed, self.step)
-        resampler = Resampler(self.sae, dead, config, generator=generator)
-        for _ in range(self.plan.resampling_batches):
-            if should_stop():
-                return None
-            resampler.read(self.next_batch(batches))
-        event = resampler.replace(self.adam)
-        self.batches_read += self.plan.resampling_batches
-        unresolved = not window_resolves(tokens=window_tokens, dead_frequency=config.dead_frequency)
-        event |= {"window_tokens": window_tokens, "window_unresolved": int(unresolved)}
-        self.notes += resampling_notes(self.step, event, dead_frequency=config.dead_frequency, earlier=self.notes)
-        self._start_window()
-        return event
-
-    def row_due(self) -> bool:
-        """Returns whether a row of metrics belongs after the step just taken."""
-        return self.step > self._row_start and (
-            self.step % self.plan.log_every == 0 or self.step == self.plan.num_steps or self.resampling_due()
-        )
-
-    def row(self) -> dict[str, float]:
-        """Returns the metrics averaged over the steps since the last row, and starts the next; waits for the device."""
-        steps = self.step - self._row_start
-        tokens = steps * self.config.training.batch_size
-        sums = dict(zip(_SUMMED, (self._row_sums / steps).tolist(), strict=True))
-        row = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "loss": sums["loss"],
-            "mse": sums["squared_error"] / self.plan.d_in,
-            "l0": self._row_counts.sum().item() / tokens,
-            "l1": sums["l1"],
-            "sqrt_l1": sums["sqrt_l1"],
-            "frac_alive": self._alive_share(self._row_counts, tokens),
-            "lr": self.lr,
-        }
-        self._row_sums.zero_()
-        self._row_counts.zero_()
-        self._row_start = self.step
-        self.rows += 1
-        return row
-
-    def frac_alive(self) -> tuple[float, int]:
-        """Returns the share of latents that are not dead in the firing window so far, and the window's tokens."""
-        tokens = self._window_tokens()
-        return (self._alive_share(self._window_counts, tokens) if tokens else math.nan), tokens
-
-    def state_dict(self) -> Checkpoint:
-        """Returns the complete state; its tensors are the live ones, to be written before the next step."""
-        state = {
-            "step": self.step,
-            "batches_read": self.batches_read,
-            "rows": self.rows,
-            "wall_s": self.wall_s,
-            "notes": self.notes,
-            "window_start": self._window_start,
-            "row_start": self._row_start,
-            "trial": trial_digest(self.config, self.plan),
-            "numerics": numerics_signature(self.config.training, self.device),
-        }
-        return Checkpoint(self.step, self._tensors(), state)
-
-    def load_state_dict(self, checkpoint: Checkpoint) -> None:
-        """Takes over a state that a trainer of the same trial has saved.
-
-        Raises:
-            InputError: if it belongs to another trial.
-        """
-        state = checkpoint.state
-        if state["trial"] != trial_digest(self.config, self.plan):
-            raise InputError(
-                f"the checkpoint of step {checkpoint.step} belongs to another configuration; "
-                "go back to that one, or start afresh in another folder"
-            )
-        with torch.no_grad():
-            for name, tensor in self._tensors().items():
-                tensor.copy_(checkpoint.tensors[name])
-        set_adam_step(self.adam, state["step"])
-        self.step, self.batches_read, self.rows = state["step"], state["batches_read"], state["rows"]
-        self.wall_s, self.notes = state["wall_s"], list(state["notes"])
-        self._window_start, self._row_start = state["window_start"], state["row_start"]
-        before, now = state["numerics"], numerics_signature(self.config.training, self.device)
-        if before != now:
-            changed = ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in now if before.get(key) != now[key])
-            self.notes.append(f"resumed at step {self.step} under other numerics ({changed}): the last bits may differ")
-
-    def tensor_specs(self) -> dict[str, TensorSpec]:
-        """Returns what the tensors of a checkpoint of this trial must be."""
-        return {name: spec_of(tensor) for name, tensor in self._tensors().items()}
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            **{name: parameter.detach() for name, parameter in self.sae.named_parameters()},
-            **adam_tensors(self.adam, self.sae),
-            "window_counts": self._window_counts,
-            "row_counts": self._row_counts,
-            "row_sums": self._row_sums,
-        }
-
-    def _start_window(self) -> None:
-        self._window_counts.zero_()
-        self._window_start = self.step
-
-    def _window_tokens(self) -> int:
-        return (self.step - self._window_start) * self.config.training.batch_size
-
-    def _alive_share(self, counts: Tensor, tokens: int) -> float:
-        least = self.config.resampling.dead_frequency
-        return metrics.alive(counts, tokens=tokens, least_frequency=least).double().mean().item()
-
-
-def trial_digest(config: TrialConfig, plan: TrialPlan) -> str:
-    """Returns a SHA-256 of everything the weights depend on; when checkpoints are written and how much is cached do not."""
-    content = config.model_dump(mode="json", exclude={"evaluation": True, "training": {"checkpoint_every_s"}})
-    for name in ("cache_gb", "eval_range"):
-        del content["activations"][name]
-    return hashlib.sha256(json.dumps([content, asdict(plan)], sort_keys=True).encode()).hexdigest()
-
-
 def train(
     config: TrialConfig,
     *,
     plan: TrialPlan,
     batches: Callable[[int], Iterator[Tensor]],
-    report: Callable[[dict[str, float]], str | None],
+    report: Report,
     checkpoint_dir: Path | None,
     device: str,
     should_stop: Callable[[], bool],
@@ -319,7 +101,7 @@ def train(
 def _run(
     trainer: Trainer,
     stream: Iterator[Tensor],
-    report: Callable[[dict[str, float]], str | None],
+    report: Report,
     clock: "_Clock",
     should_stop: Callable[[], bool],
 ) -> tuple[Outcome, str]:

@@ -1,0 +1,152 @@
+"""`plan`: checks a search space and tells what it would take; runs nothing."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prolu_tune.cli.options import DEFAULT_STORAGE, Json, Settings, SpaceFile, Storage, SweepName, examples
+
+from prolu_tune.cli.plan_text import origin_lines, plan_lines, size
+
+if TYPE_CHECKING:
+    from prolu_tune.config.shape import ModelShape
+    from prolu_tune.search.space import LoadedSpace
+    from prolu_tune.sweep.estimate import Estimate, Machine
+
+Document = dict[str, Any]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb of this module."""
+    app.command(
+        "plan",
+        help="Checks a search space and prints architectures, trials, tokens, memory, disk and a time estimate; runs nothing.",
+        epilog=examples(
+            "prolu-tune plan search_spaces/exp3.yaml",
+            "prolu-tune plan search_spaces/exp3.yaml --set training.num_tokens=4e7 -v",
+            "prolu-tune plan search_spaces/exp3.yaml --json",
+            note="Environment: PROLU_STORAGE. Needs no weights: only the model's config.json, fetched where it is not known.",
+        ),
+    )(plan)
+
+
+def plan(
+    space_file: SpaceFile,
+    name: SweepName = None,
+    settings: Settings = None,
+    storage: Storage = DEFAULT_STORAGE,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Says where each value comes from.")] = False,
+    as_json: Json = False,
+) -> None:
+    from prolu_tune.config.resolve import plan_trial
+    from prolu_tune.config.shape import hook_width, hub_shape
+    from prolu_tune.search.space import read_space
+    from prolu_tune.sweep.estimate import estimate, this_machine
+
+    loaded = read_space(space_file, overrides=settings, name=name)
+    shape, d_in = loaded.shape, loaded.d_in
+    if shape is None and loaded.space.activations.model != "embedded":
+        shape = hub_shape(loaded.space.activations)
+        d_in = shape and hook_width(loaded.space.activations.hook_name, shape)
+    if d_in is None:
+        d_in = loaded.space.sae.d_in
+    if d_in is not None:
+        for variant in loaded.space.variants():
+            plan_trial(loaded.space.trial(variant, 1.0), d_in=d_in)
+    machine = this_machine()
+    costs = estimate(loaded.space, machine, shape=shape, d_in=d_in)
+    notes = [*_unchecked(loaded, shape, d_in), *_shortages(loaded, machine, costs, storage)]
+    document = _document(loaded, machine, costs, d_in, notes)
+    if as_json:
+        typer.echo(json.dumps(document, allow_nan=False, indent=2))
+    else:
+        for line in plan_lines(loaded, document):
+            typer.echo(line)
+        if verbose:
+            typer.echo("")
+            for line in origin_lines(loaded):
+                typer.echo(line)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"next: prolu-tune run {space_file}{''.join(f' --set {setting}' for setting in settings or [])}", file=sys.stderr)
+
+
+def _unchecked(loaded: "LoadedSpace", shape: "ModelShape | None", d_in: int | None) -> Iterator[str]:
+    """Returns what could not be checked here."""
+    activations = loaded.space.activations
+    if shape is None:
+        yield f"not checked, since config.json of {activations.model} cannot be had here: hook_name, d_in, memory, disk, time"
+    elif d_in is None:
+        yield f"not checked before the model is loaded: {activations.hook_name} and its width, hence memory, disk and time"
+    yield "not checked before the data is opened: whether it holds enough rows"
+
+
+def _shortages(loaded: "LoadedSpace", machine: "Machine", costs: "Estimate", storage: Any) -> Iterator[str]:
+    """Returns what this machine lacks; another one may run the sweep."""
+    resources = loaded.space.resources
+    for kind, wanted, there in (
+        ("GPU", resources.gpus_per_trial, machine.num_gpus),
+        ("CPU", resources.cpus_per_trial, machine.num_cpus),
+    ):
+        if wanted > there:
+            yield f"a trial needs {wanted:g} {kind} and this machine has {there}, so run would refuse here (see run --address)"
+    if loaded.space.device == "cpu" and costs.trial_memory_bytes is not None and costs.model_memory_bytes is not None:
+        needed = costs.trials_at_once * costs.trial_memory_bytes + costs.model_memory_bytes
+        if needed > 0.9 * machine.memory_bytes:
+            yield (
+                f"{costs.trials_at_once} trials at once and the model need about {size(needed)} of memory; this machine has "
+                f"{size(machine.memory_bytes)}: lower resources.max_concurrent_trials or training.batch_size"
+            )
+    if costs.cache_bytes is not None and costs.trial_disk_bytes is not None:
+        import shutil
+
+        folder = storage.expanduser().absolute()
+        free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+        needed = costs.cache_bytes + loaded.space.num_trials * costs.trial_disk_bytes
+        if needed > free:
+            yield (
+                f"up to {size(needed)} of disk are needed, {size(free)} are free under {storage}: "
+                "lower activations.cache_gb or give --storage"
+            )
+
+
+def _document(loaded: "LoadedSpace", machine: "Machine", costs: "Estimate", d_in: int | None, notes: list[str]) -> Document:
+    """Returns the plan as data."""
+    from dataclasses import asdict
+
+    from prolu_tune.config.resolve import plan_trial
+
+    space = loaded.space
+    trials = []
+    for index, config in enumerate(space.trials()):
+        steps = plan_trial(config, d_in=d_in or config.sae.d_in or 1)
+        trials.append(
+            {
+                "trial": index,
+                "architecture": config.sae.architecture,
+                "nonlinearity": config.sae.nonlinearity,
+                "penalty": config.sae.penalty,
+                "l1_coefficient": config.training.l1_coefficient,
+                "lr": config.training.lr,
+                "seed": config.seed,
+                "tokens": config.training.num_tokens,
+                "steps": steps.num_steps,
+                "d_in": d_in,
+                "d_sae": config.sae.d_sae or (steps.d_sae if d_in is not None else None),
+            }
+        )
+    return {
+        "schema": 1,
+        "sweep": space.name,
+        "search": space.search.model_dump(mode="json"),
+        "device": space.device,
+        "num_trials": space.num_trials,
+        "architectures": {name: list(space.coefficient_range(name)) for name in space.architectures},
+        "trials": trials,
+        "estimate": asdict(costs),
+        "machine": asdict(machine),
+        "notes": notes,
+    }

@@ -1,0 +1,118 @@
+"""A plan as lines for a person: what runs, what each trial takes, and on request where each value comes from."""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from prolu_tune.sweep.words import duration
+
+if TYPE_CHECKING:
+    from prolu_tune.search.space import LoadedSpace
+
+Document = dict[str, Any]
+
+
+def plan_lines(loaded: "LoadedSpace", document: Document) -> Iterator[str]:
+    """Returns the plan as lines for a person."""
+    space, costs = loaded.space, document["estimate"]
+    most = "at most " if space.search.kind == "coverage" else ""
+    yield f"{space.name}: {most}{space.num_trials} trials, {len(space.architectures)} architectures, {space.search.kind} search"
+    yield f"{space.activations.model} at {space.activations.hook_name}, text {space.activations.dataset}"
+    yield ""
+    if document["trials"]:
+        yield from _table(document["trials"], space.grid)
+    else:
+        target = document["search"]
+        yield f"{target['bins']} bins of L0 from {target['l0'][0]:g} to {target['l0'][1]:g} for each; l1_coefficient is chosen within"
+        width = max(map(len, space.architectures))
+        for architecture, (low, high) in document["architectures"].items():
+            yield f"  {architecture:<{width}}  {low:g} to {high:g}"
+    yield ""
+    config = space.base
+    first = document["trials"][0] if document["trials"] else {}
+    steps = f" = {first['steps']:,} steps of {config.training.batch_size:,}" if first else ""
+    widths = f", d_in {first['d_in']:,}, d_sae {first['d_sae']:,}" if first and first["d_in"] and first["d_sae"] else ""
+    at_once = f"{costs['trials_at_once']} at once on this machine"
+    for label, text in (
+        ("each trial", f"{config.training.num_tokens:,} tokens{steps}{widths}"),
+        ("all trials", f"{costs['tokens']:,} tokens, {at_once}, on {space.device}"),
+        ("model", f"reads {costs['stream_tokens']:,} tokens for training, {config.evaluation.num_tokens:,} for an evaluation"),
+        ("memory", f"{size(costs['trial_memory_bytes'])} a trial, {size(costs['model_memory_bytes'])} for the language model"),
+        ("disk", f"{size(costs['trial_disk_bytes'])} a trial, {size(costs['cache_bytes'])} for activations"),
+        ("time", _time(costs, document["machine"], space.device)),
+    ):
+        yield f"{label:<12} {text}"
+
+
+def _table(trials: list[Document], grid: Any) -> Iterator[str]:
+    """Returns the trials by architecture and coefficient; the first column is the order in which they run."""
+    columns = ["trial", "architecture", "l1_coefficient", "lr", "seed"]
+    rows = [
+        [f"{trial[name]:g}" if isinstance(trial[name], float) else str(trial[name]) for name in columns] for trial in trials
+    ]
+    order = sorted(
+        range(len(trials)), key=lambda i: (_first_seen(trials, i), trials[i]["seed"], trials[i]["l1_coefficient"], i)
+    )
+    widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(columns)]
+    for row in [columns, *(rows[i] for i in order)]:
+        yield "  ".join(
+            f"{cell:<{width}}" if i == 1 else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+    further = [key for key in grid if key != "training.lr"]
+    if further:
+        yield f"(also varied: {', '.join(further)})"
+
+
+def _first_seen(trials: list[Document], index: int) -> int:
+    return next(i for i, trial in enumerate(trials) if trial["architecture"] == trials[index]["architecture"])
+
+
+def _time(costs: Document, machine: Document, device: str) -> str:
+    if costs["wall_s"] is None:
+        return "not known without the model's size"
+    seconds = costs["wall_s"]
+    if device == "cuda":
+        return f"about {duration(seconds)}, an estimate: {costs['flop'] / 1e15:,.0f} PFLOP at an assumed 100 TFLOP/s a GPU"
+    return (
+        f"about {duration(seconds)}, an estimate: {costs['flop'] / 1e12:,.1f} TFLOP, "
+        f"{machine['flops'] / 1e9:,.0f} GFLOP/s measured on {machine['num_cpus']} CPUs just now"
+    )
+
+
+def size(number: float | None) -> str:
+    """Returns bytes in GB or MB."""
+    if number is None:
+        return "unknown"
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
+
+
+def origin_lines(loaded: "LoadedSpace") -> Iterator[str]:
+    """Returns every value of the space with where it comes from."""
+    document = loaded.document
+    rows: list[tuple[str, str, str]] = []
+
+    def walk(value: Any, path: tuple[str, ...]) -> None:
+        if isinstance(value, dict) and value and path[0] not in ("grid", "architectures"):
+            for key, inner in value.items():
+                walk(inner, (*path, key))
+            return
+        place = document.values.get(path)
+        rows.append((".".join(path), json.dumps(value), place or ("file name" if path == ("name",) else "default")))
+
+    data = loaded.space.to_json()
+    data["architectures"] = {
+        name: list(space.l1_coefficient.numbers() or loaded.space.coefficient_range(name))
+        for name, space in loaded.space.architectures.items()
+    }
+    for key, value in data.items():
+        if key == "architectures":
+            rows += [
+                (f"{key}.{name}", json.dumps(inner), document.values.get((key, name), "default"))
+                for name, inner in value.items()
+            ]
+        else:
+            walk(value, (key,))
+    width, middle = max(len(row[0]) for row in rows), min(48, max(len(row[1]) for row in rows))
+    for key, value, place in rows:
+        yield f"{key:<{width}}  {value:<{middle}}  {place}"
