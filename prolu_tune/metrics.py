@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Numbers = dict[str, int | float]
+"""Values by name. Both types are named because beartype, unlike type checkers, does not let an int pass for a float."""
+
 
 def l0(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " batch"]:
     """Returns the number of active latents of each token."""
@@ -113,7 +116,7 @@ class MetricSums:
         self._counts += counts
         self.tokens += x.shape[0]
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> Numbers:
         """Returns l0, l1, sqrt_l1, mse, fvu, relative_norm and frac_alive (share of latents that fired at all).
 
         Raises:

@@ -21,15 +21,16 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "prolu_tune" / "embedded"
@@ -183,7 +184,7 @@ def load_texts(output: Path) -> tuple[list[str], list[str]]:
     return texts[:num_train], texts[math.ceil((1 - HELD_OUT_FRACTION) * len(texts)) :]
 
 
-def write_tokenizer(output: Path, vocab_size: int, n_ctx: int) -> None:
+def write_tokenizer(output: Path, vocab_size: int) -> None:
     """Leaves a byte-level BPE tokenizer, learned from the training documents, in `model/`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -220,3 +221,149 @@ def learning_rate_factor(step: int, num_steps: int, warmup_steps: int = 100) -> 
     """Linear warm-up, then a cosine from 1 to 0.02 at the last step."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
     return min(1.0, (step + 1) / warmup_steps) * (0.02 + 0.98 * cosine)
+
+
+def new_model(settings: argparse.Namespace) -> GPT2LMHeadModel:
+    """An untrained GPT-2 of the wanted size, with tied embeddings and without dropout."""
+    config = GPT2Config(
+        vocab_size=settings.vocab_size,
+        n_positions=settings.n_ctx,
+        n_embd=settings.d_model,
+        n_layer=settings.num_layers,
+        n_head=settings.num_heads,
+        # The same function as GPT-2's gelu_new, but one fused kernel; the saved configuration says gelu_new.
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def train(output: Path, settings: argparse.Namespace) -> None:
+    """Trains on the training documents and leaves the weights in `model/`, also at intervals on the way.
+
+    Every pass over the documents cuts them at another offset.
+    """
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "model")
+    texts, _ = load_texts(output)
+    model = new_model(settings)
+    optimizers = new_optimizers(model, settings)
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def loss_of(rows: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16) if settings.bfloat16 else nullcontext():
+            logits = model.lm_head(model.transformer(rows).last_hidden_state)
+        return next_token_loss(logits, rows)
+
+    loss_of_rows = torch.compile(loss_of) if settings.compile else loss_of
+    rows, mean_loss, start = torch.empty(0, settings.n_ctx, dtype=torch.long), 0.0, time.monotonic()
+    for step in range(settings.steps):
+        if len(rows) < settings.batch_size:
+            offset = int(torch.randint(settings.n_ctx, (1,), generator=generator))
+            rows = token_rows(tokenizer, texts, settings.n_ctx, offset)
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+        batch, rows = rows[: settings.batch_size], rows[settings.batch_size :]
+        loss = loss_of_rows(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        factor = learning_rate_factor(step, settings.steps)
+        for optimizer, group_rates in zip(optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, group_rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        mean_loss += (loss.item() - mean_loss) / min(step + 1, 100)
+        if (step + 1) % 100 == 0:
+            tokens = (step + 1) * batch.numel()
+            wall_s = time.monotonic() - start
+            print(f"step {step + 1}: loss {mean_loss:.3f}, {tokens:,} tokens, {wall_s:.0f} s", flush=True)
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+            save_model(model, output / "model")
+
+
+def new_optimizers(model: GPT2LMHeadModel, settings: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """AdamW for every parameter, weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return [torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)]
+
+
+def save_model(model: GPT2LMHeadModel, folder: Path) -> None:
+    """Leaves the weights in float16 and a configuration that has them loaded as float32."""
+    state = {name: tensor.detach().half().contiguous() for name, tensor in model.transformer.state_dict().items()}
+    save_file(state, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+    config = model.config.to_dict() | {
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu_new",
+        "dtype": "float32",
+        "use_cache": True,
+    }
+    (folder / "config.json.tmp").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for name in ("model.safetensors", "config.json"):
+        replace(folder / f"{name}.tmp", folder / name)
+
+
+def measure(output: Path, settings: argparse.Namespace) -> None:
+    """Prints as JSON the held-out losses in nats per token: the model's, a unigram's, and with the hook zeroed."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "model")
+    train_texts, held_out = load_texts(output)
+    rows = token_rows(tokenizer, held_out, settings.n_ctx)
+    counts = torch.bincount(token_rows(tokenizer, train_texts, settings.n_ctx).flatten(), minlength=len(tokenizer)) + 1.0
+    bridge = TransformerBridge.boot_transformers(str(output / "model"), device="cpu")
+    bridge.enable_compatibility_mode()
+
+    def mean_loss(fwd_hooks: list) -> float:
+        losses = [next_token_loss(bridge.run_with_hooks(part, fwd_hooks=fwd_hooks), part) for part in rows.split(32)]
+        return sum(loss.item() * len(part) for loss, part in zip(losses, rows.split(32), strict=True)) / len(rows)
+
+    with torch.no_grad():
+        figures = {
+            "parameters": sum(p.numel() for p in GPT2LMHeadModel.from_pretrained(output / "model").parameters()),
+            "held_out_documents": len(held_out),
+            "held_out_tokens": rows.numel(),
+            "ce_loss": mean_loss([]),
+            "ce_loss_zero": mean_loss([(HOOK_NAME, lambda acts, hook: torch.zeros_like(acts))]),
+            "ce_loss_unigram": -(counts / counts.sum()).log()[rows[:, 1:]].mean().item(),
+        }
+    print(json.dumps(figures, indent=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["all", "text", "tokenizer", "train", "measure"])
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--vocab-size", type=int, default=3072)
+    parser.add_argument("--d-model", type=int, default=128)
+    parser.add_argument("--num-layers", type=int, default=4)
+    parser.add_argument("--num-heads", type=int, default=4)
+    parser.add_argument("--n-ctx", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=16, help="rows per step")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--save-every", type=int, default=500, help="steps")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16, where the CPU has them")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler")
+    settings = parser.parse_args()
+    torch.set_num_threads(settings.threads)
+    output: Path = settings.output
+    (output / "model").mkdir(parents=True, exist_ok=True)
+    if settings.stage in ("all", "text"):
+        write_text(output)
+    if settings.stage in ("all", "tokenizer"):
+        write_tokenizer(output, settings.vocab_size)
+    if settings.stage in ("all", "train"):
+        train(output, settings)
+    if settings.stage in ("all", "measure"):
+        measure(output, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prolu_tune.cli.options import DEFAULT_STORAGE, Json, Settings, SpaceFile, Storage, SweepName, examples
-
 from prolu_tune.cli.plan_text import origin_lines, plan_lines, size
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ def plan_lines(loaded: "LoadedSpace", document: Document) -> Iterator[str]:
         yield from _table(document["trials"], space.grid)
     else:
         target = document["search"]
-        yield f"{target['bins']} bins of L0 from {target['l0'][0]:g} to {target['l0'][1]:g} for each; l1_coefficient is chosen within"
+        low, high = target["l0"]
+        yield f"{target['bins']} bins of L0 from {low:g} to {high:g} for each architecture; l1_coefficient is chosen within"
         width = max(map(len, space.architectures))
         for architecture, (low, high) in document["architectures"].items():
             yield f"  {architecture:<{width}}  {low:g} to {high:g}"

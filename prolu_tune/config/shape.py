@@ -3,9 +3,11 @@
 import difflib
 import json
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prolu_tune.config.trial import ActivationConfig
 from prolu_tune.errors import InputError
@@ -58,15 +60,32 @@ def model_shape(activations: ActivationConfig) -> ModelShape | None:
 
 
 def hub_shape(activations: ActivationConfig) -> ModelShape | None:
-    """Returns the shape of a hub model from its config.json alone, fetched or cached; None when it cannot be had."""
-    from huggingface_hub import hf_hub_download
+    """Returns the shape of a hub model from its config.json alone, cached or fetched; None when it cannot be had."""
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = hf_hub_download(activations.model, "config.json", revision=activations.model_revision, etag_timeout=5)
+        path = hf_hub_download(
+            activations.model,
+            "config.json",
+            revision=activations.model_revision,
+            local_files_only=not _reachable(constants.ENDPOINT),
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None
     return _read(Path(path))
+
+
+def _reachable(endpoint: str) -> bool:
+    """Returns whether the hub's name resolves; without this the hub's client retries for half a minute offline."""
+    from urllib.request import getproxies
+
+    if getproxies():
+        return True
+    try:
+        return bool(socket.getaddrinfo(urlsplit(endpoint).hostname, 443))
+    except OSError:
+        return False
 
 
 def check_dataset_exists(activations: ActivationConfig) -> None:
@@ -99,7 +118,7 @@ def hook_width(hook_name: str, shape: ModelShape) -> int | None:
     last = hook_name.rpartition(".")[2]
     if last in RESIDUAL_HOOKS:
         return shape.d_model
-    close = difflib.get_close_matches(last, RESIDUAL_HOOKS, n=1, cutoff=0.9)
+    close = difflib.get_close_matches(last, RESIDUAL_HOOKS, n=1, cutoff=0.7)
     if close:
         raise InputError(
             f"activations.hook_name: the model has no hook {hook_name}; did you mean {hook_name[: -len(last)]}{close[0]}?"
@@ -121,8 +140,8 @@ def _read(path: Path) -> ModelShape:
     return _shape(data, source=str(path))
 
 
-def _shape(data: dict[str, Any], *, source: str = "config.json") -> ModelShape:
-    data = data.get("text_config", data)
+def _shape(data: Any, *, source: str = "config.json") -> ModelShape:
+    data = data.get("text_config", data) if isinstance(data, dict) else {}
 
     def first(*names: str) -> int | None:
         return next((data[name] for name in names if isinstance(data.get(name), int)), None)

@@ -156,6 +156,10 @@ def parse(text: str, *, source: str, positions: bool = True) -> tuple[Any, Docum
         raise InputError(
             f"{place(error.problem_mark or error.context_mark)}: not YAML: {error.problem or error.context}"
         ) from None
+    except InputError:
+        raise
+    except (ValueError, OverflowError) as error:  # PyYAML on escapes beyond Unicode, Python on numbers of thousands of digits
+        raise InputError(f"{source}: not YAML: {error}") from None
     return data, document
 
 
@@ -183,10 +187,7 @@ def _construct(loader: yaml.SafeLoader, node: yaml.Node, path: KeyPath, document
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, child, (*path, i), document, place) for i, child in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        try:
-            return int(node.value) if node.tag == "tag:yaml.org,2002:int" else loader.construct_object(node)
-        except ValueError as error:  # an integer of thousands of digits
-            raise InputError(f"{place(node.start_mark)}: not a value: {error}") from None
+        return int(node.value) if node.tag == "tag:yaml.org,2002:int" else loader.construct_object(node)
     data: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):

@@ -33,7 +33,7 @@ MAX_CONFIG_BYTES = 1_000_000
 
 
 def save_sae(
-    sae: SparseAutoencoder, folder: Path, *, config: dict, versions: dict[str, str], metrics: dict[str, float]
+    sae: SparseAutoencoder, folder: Path, *, config: dict, versions: dict[str, str], metrics: dict[str, int | float | None]
 ) -> Path:
     """Writes the folder as a whole, replacing one that is there, and returns it.
 
@@ -54,7 +54,7 @@ def save_sae(
         "d_sae": sae.d_sae,
         "config": config,
         "versions": versions,
-        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "metrics": {name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()},
         "sha256": content_digest(tensors),
     }
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"

@@ -13,19 +13,26 @@ from prolu_tune.search.response import SURPRISE, USUAL_SLOPE, Observation, Respo
 from prolu_tune.search.stopping import CourseModel, Decision, decision_index
 
 MIN_WIDTH = 0.03  # log coefficient: a bin that less than this leads to is not worth finding
+NARROW_BRACKET = 0.1  # log coefficient: in a bracket as narrow as this
+SURELY = 1.5  # and this many times too narrow for its bins, they are not worth finding
 WORTH_TRYING = 0.15  # a bin with a smaller chance than this at its best coefficient is probed or given up
+ENOUGH_TRIES = 5  # trainings in the bracket of a bin that missed it
 STOP_BELOW = 0.3  # chance of filling an open bin under which a running trial is stopped
 _DIVERGENCE_PRIOR, _DIVERGENCE_WEIGHT = 0.06, 3.0
 
 
 @dataclass(frozen=True)
 class Bracket:
-    """Where on the log coefficient a bin can still lie, and which trials say so (None: the end of the range)."""
+    """Where on the log coefficient a bin can still lie, and which trials say so (None: the end of the range).
+
+    `bins` is by how many bins L0 falls from end to end.
+    """
 
     left: float
     right: float
     left_trial: int | None
     right_trial: int | None
+    bins: float = 1.0
 
     @property
     def width(self) -> float:
@@ -217,24 +224,23 @@ class Landscape:
                 reason = f"{name}: L0 jumps over it between the coefficients {places}"
             return Unreachable(index, reason, trials)
         tight = self._tight_bracket(group, index)
+        if tight is not None and tight.width < NARROW_BRACKET and tight.bins * MIN_WIDTH > SURELY * tight.width:
+            places = f"{math.exp(tight.left):.4g} and {math.exp(tight.right):.4g}"
+            numbers = tuple(number for number in (tight.left_trial, tight.right_trial) if number is not None)
+            return Unreachable(index, f"{name}: L0 falls through {tight.bins:.1f} bins between {places}", numbers)
         if tight is not None and tight.width < MIN_WIDTH:
             place = (tight.left + tight.right) / 2
             close = [seen.number for seen in self.observations(group) if abs(seen.x - place) <= 0.06]
             if len(close) >= 3:
                 return Unreachable(index, f"{name}: {len(close)} trainings around {math.exp(place):.4g} missed it", tuple(close))
-        inside = [
-            record
-            for record in self.records[group]
-            if bracket.left - MIN_WIDTH <= record.log_coefficient <= bracket.right + MIN_WIDTH
-        ]
-        strictly = [record for record in inside if bracket.left < record.log_coefficient < bracket.right]
+        strictly = [record for record in self.records[group] if bracket.left < record.log_coefficient < bracket.right]
         lost = [record.number for record in strictly if record.outcome in ("diverged", "failed")]
         limit = 3 if self.response(group).located else 6
         if len(lost) >= limit and len(lost) == len(strictly):
             return Unreachable(index, f"{name}: every training between its neighbours diverged or failed", tuple(lost))
-        if len(inside) >= 6 and self.best_chance(group, index) < WORTH_TRYING:
-            tried = tuple(record.number for record in inside)
-            return Unreachable(index, f"{name}: {len(inside)} trainings around its place missed it", tried)
+        tried = tuple(record.number for record in strictly if record.outcome not in ("diverged", "failed"))
+        if len(tried) >= ENOUGH_TRIES and (len(tried) >= 2 * ENOUGH_TRIES or self.best_chance(group, index) < 0.35):
+            return Unreachable(index, f"{name}: {len(tried)} trainings around its place missed it", tried)
         return None
 
     def _tight_bracket(self, group: Group, index: int) -> Bracket | None:
@@ -246,7 +252,8 @@ class Landscape:
             return None
         last, first = int(left[-1]), int(right[0])
         numbers = response.observations[last].number, response.observations[first].number
-        return Bracket(float(response.x[last]), float(response.x[first]), *numbers)
+        bins = float(response.falling[last] - response.falling[first]) / self.target.bin_width
+        return Bracket(float(response.x[last]), float(response.x[first]), *numbers, bins)
 
     # -- what a trial is worth
 
@@ -255,6 +262,8 @@ class Landscape:
         low, high = self.spans[group]
         even = np.linspace(low, high, 65)
         response = self.response(group)
+        if not response.located:
+            return even
         mean = np.minimum.accumulate(response.landing(even)[0])
         levels = np.concatenate([self.target.log_centers, self.target.log_edges])
         aimed = np.interp(-levels, -mean - 1e-9 * np.arange(len(mean))[::-1], even)
@@ -266,13 +275,11 @@ class Landscape:
 
     def survival(self, group: Group, xs: np.ndarray) -> np.ndarray:
         """Probability that a training at each of `xs` neither diverges nor fails, from what happened nearby."""
-        weight = np.full(len(xs), _DIVERGENCE_WEIGHT)
-        lost = weight * _DIVERGENCE_PRIOR
-        for record in self.records[group]:
-            nearness = np.clip(1 - np.abs(xs - record.log_coefficient) / 0.2, 0, 1)
-            weight = weight + nearness
-            if record.outcome in ("diverged", "failed"):
-                lost = lost + nearness
+        places = np.array([record.log_coefficient for record in self.records[group]])
+        died = np.array([record.outcome in ("diverged", "failed") for record in self.records[group]])
+        nearness = np.clip(1 - np.abs(xs[:, None] - places[None, :]) / 0.2, 0, 1)
+        weight = _DIVERGENCE_WEIGHT + nearness.sum(axis=1)
+        lost = _DIVERGENCE_WEIGHT * _DIVERGENCE_PRIOR + nearness @ died
         return 1 - lost / weight
 
     def covered(self, group: Group, pending: Sequence[PendingTrial]) -> np.ndarray:

@@ -64,8 +64,12 @@ def best_of_group(landscape: Landscape, group: Group, pending: Sequence[PendingT
     landing = landscape.response(group).probabilities(xs)[:, still_open]
     if landing.sum(axis=1).max() < WORTH_TRYING:
         return probe(landscape, group, still_open, pending)
+    same_bin = 0.75 * landscape.target.bin_width / abs(landscape.prior(group).slope)
     wanted = 1 - landscape.covered(group, pending)[still_open]
     chance = (landing @ wanted) * landscape.survival(group, xs)
+    for trial in pending:
+        # Uncertainty about the curve is common to neighbours: both would land in one bin, wherever it is.
+        chance = chance * np.clip(np.abs(xs - trial.log_coefficient) / same_bin, 0, 1)
     taken = np.array([seen.x for seen in landscape.observations(group)] + [trial.log_coefficient for trial in pending])
     distance = np.abs(xs[:, None] - taken[None, :]).min(axis=1) if len(taken) else np.abs(xs - landscape.prior(group).location)
     apart = np.clip(distance / 0.5, 0, 1) if len(taken) else -np.clip(distance / (high - low), 0, 1)

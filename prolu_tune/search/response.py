@@ -91,8 +91,8 @@ class Response:
         """Weights, locations and slopes of straight lines, (k,) each, the improbable dropped."""
         low, high = self.span
         prior = self.prior
-        steps = np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
-        location, slope = np.meshgrid(np.linspace(low - 1, high + 1, 61), prior.slope + prior.slope_sd * steps)
+        steps = np.array([-1.2, 0.0, 1.2])
+        location, slope = np.meshgrid(np.linspace(low - 1, high + 1, 45), prior.slope + prior.slope_sd * steps)
         location, slope = location.ravel(), np.minimum(slope.ravel(), -0.4)
         near = np.exp(-(((location - prior.location) / prior.location_sd) ** 2) / 2) / prior.location_sd
         weight = 0.85 * near + 0.15 * math.sqrt(2 * math.pi) / (high - low + 2)

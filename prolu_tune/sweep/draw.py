@@ -19,7 +19,8 @@ BLANK_BRAILLE = "⠀"
 TICKS: tuple[float, ...] = tuple(digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5))
 
 
-def _place(architecture: str) -> int:
+def place(architecture: str) -> int:
+    """Returns the place of an architecture in every list, legend and palette."""
     if architecture in ALL_ARCHITECTURES:
         return ALL_ARCHITECTURES.index(architecture)
     return len(ALL_ARCHITECTURES) + sum(architecture.encode()) % 20
@@ -27,12 +28,12 @@ def _place(architecture: str) -> int:
 
 def letter(architecture: str) -> str:
     """Returns the letter of an architecture, the same in every sweep."""
-    return chr(ord("A") + _place(architecture))
+    return chr(ord("A") + place(architecture))
 
 
 def style(architecture: str) -> str:
     """Returns the rich style of an architecture, the same in every sweep."""
-    return STYLES[_place(architecture) % len(STYLES)]
+    return STYLES[place(architecture) % len(STYLES)]
 
 
 def log_range(values: Iterable[float | None]) -> tuple[float, float] | None:
@@ -161,7 +162,7 @@ def scatter(
 
 def legend(architectures: Iterable[str], width: int = 80) -> list[str]:
     """Returns lines that say which letter stands for which architecture."""
-    entries = [f"{letter(name)} {name}" for name in sorted(set(architectures), key=_place)]
+    entries = [f"{letter(name)} {name}" for name in sorted(set(architectures), key=place)]
     cell = max((len(entry) for entry in entries), default=0) + 2
     per_line = max(1, width // cell)
     rows = [entries[start : start + per_line] for start in range(0, len(entries), per_line)]

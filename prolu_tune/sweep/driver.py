@@ -39,7 +39,7 @@ class SweepDriver:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        self._waiting.extend(self.study.unfinished())
+        self._waiting.extend(self.study.unfinished(self.proposer))
 
     def next_trial(self) -> "Proposal | Literal['wait', 'done']":
         """Returns the next trial to run: first those an earlier driver left unfinished, then new ones."""

@@ -86,9 +86,9 @@ def _run_locked(
     screen.start(
         space.name, list(space.architectures), total=total, done=len(results), l0_range=getattr(space.search, "l0", None)
     )
-    if results or study.unfinished():
+    if results or study.unfinished(proposer):
         left = "?" if total is None else total - len(results)
-        screen.note(f"resumed: {len(results)} done, {len(study.unfinished())} to go on with, {left} to go")
+        screen.note(f"resumed: {len(results)} done, {len(study.unfinished(proposer))} to go on with, {left} to go")
     tracker = Tracker(lambda: _writer(uri, storage, space.name), note=screen.note)
     tracker.call(lambda writer: writer.start_sweep(space.to_json(), total))
     driver = SweepDriver(space.name, folder, study, proposer, tracker, screen)

@@ -16,7 +16,7 @@ _DRIVERS: dict[str, SweepDriver] = {}
 
 
 class StudySearcher(Searcher):
-    """Gives Tune the next trial of the study as `{"index", "config", "stopping", ...}`."""
+    """Gives Tune the next trial of the study as `{"index", "config", "stop_rule", ...}`."""
 
     def __init__(self, driver: SweepDriver, common: dict[str, Any]) -> None:
         """`common` is added to every assignment: what a worker needs to know of the sweep."""
@@ -33,7 +33,7 @@ class StudySearcher(Searcher):
         return self._common | {
             "index": answer.index,
             "config": answer.config.model_dump_json(),
-            "stopping": answer.stopping,
+            "stop_rule": answer.stop_rule,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -9,16 +9,16 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from prolu_tune.errors import InputError, SurroundingsError
+from prolu_tune.sweep.files import DEFAULT_STORAGE
 from prolu_tune.sweep.quiet import quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-DEFAULT_STORAGE = Path("prolu_runs")
 DEFAULT_EXPERIMENT = "prolu-tune"
 PAGE_RUNS = 1000
 """Runs per call; a sweep of a thousand trials takes one."""
@@ -163,7 +163,8 @@ def without_password(uri: str) -> str:
 
 
 def _check_sqlite(tracking_uri: str) -> None:
-    file = Path(unquote(urlsplit(tracking_uri).path.removeprefix("/")))
+    # As SQLAlchemy reads it: everything behind the third slash up to a question mark, nothing unquoted.
+    file = Path(tracking_uri.partition(":///")[2].partition("?")[0])
     if not file.is_file():
         raise InputError(
             f"there is no tracking store {file}; run a sweep first (prolu-tune run SPACE.yaml), "

@@ -7,7 +7,7 @@ RUNNING with its whole configuration; its result is stored beside it first, and 
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -26,14 +26,22 @@ Outcome = Literal["finished", "stopped", "diverged", "failed"]
 ENDED: tuple[Outcome, ...] = ("finished", "stopped", "diverged", "failed")
 
 
+class StopRule(Protocol):
+    """Decides early stopping; all it knows was fixed when the trial was proposed, so a resume decides alike."""
+
+    def decide(self, course: Sequence[tuple[float, float]]) -> "tuple[bool, float | None]":
+        """Returns (whether to stop now, the L0 the trial is going to land at) for a course of (share done, L0)."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """A trial to run: its index in the sweep, and all that its result depends on."""
 
     index: int
     config: TrialConfig
-    stopping: dict[str, Any] | None = None
-    """What the early-stopping rule of this trial may know, fixed when it was proposed. None: never stop early."""
+    stop_rule: StopRule | None = None
+    """Decides from the course of L0 whether to end the trial early. None: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,8 @@ class TrialResult:
     """Folder of the trained SAE."""
     course: list[tuple[float, float]] | None = None
     """(share of training done, L0 on the training batches) over the trial."""
+    predicted_l0: float | None = None
+    """Where a stopped trial was going to land."""
 
 
 class Proposer(Protocol):
@@ -61,6 +71,10 @@ class Proposer(Protocol):
         """Returns how many trials the sweep has in all, where that is known."""
         ...
 
+    def stop_rule(self, study: Study, number: int) -> StopRule | None:
+        """Returns the rule of the study's entry `number`, the same at every call."""
+        ...
+
 
 class GridProposer:
     """Proposes the trials of a grid in the space's order."""
@@ -70,7 +84,7 @@ class GridProposer:
 
     def propose(self, study: Study) -> "Proposal | Literal['wait', 'done']":
         """Returns the first trial that is not in the study yet."""
-        index = len({entry_index(entry) for entry in study.get_trials(deepcopy=False)})
+        index = next_index(study)
         if index >= len(self._trials):
             return "done"
         config = self._trials[index]
@@ -80,6 +94,10 @@ class GridProposer:
     def total(self, study: Study) -> int | None:
         """Returns the size of the grid."""
         return len(self._trials)
+
+    def stop_rule(self, study: Study, number: int) -> StopRule | None:
+        """Returns None: a grid trains every trial to its end."""
+        return None
 
 
 def enter_trial(study: Study, index: int, config: TrialConfig) -> None:
@@ -98,9 +116,18 @@ def enter_trial(study: Study, index: int, config: TrialConfig) -> None:
     )
 
 
-def entry_index(entry: FrozenTrial) -> int:
-    """Returns the trial's index in the sweep; a retried trial has several entries with one index."""
-    return int(entry.user_attrs.get("index", entry.number))
+def trial_entries(study: Study) -> dict[int, FrozenTrial]:
+    """Returns the newest entry of every trial by its index in the sweep; a retried trial has several entries.
+
+    Entries without a configuration are no trials: a search may waive one, and a crash may leave one unborn.
+    """
+    entries = (entry for entry in study.get_trials(deepcopy=False) if "config" in entry.user_attrs)
+    return dict(sorted({int(entry.user_attrs["index"]): entry for entry in entries}.items()))
+
+
+def next_index(study: Study) -> int:
+    """Returns the index of the next new trial."""
+    return len(trial_entries(study))
 
 
 class SweepStudy:
@@ -125,15 +152,14 @@ class SweepStudy:
 
     def entries(self) -> dict[int, FrozenTrial]:
         """Returns the newest entry of every trial, by index."""
-        newest = {entry_index(entry): entry for entry in self._study.get_trials(deepcopy=False)}
-        return dict(sorted(newest.items()))
+        return trial_entries(self._study)
 
-    def unfinished(self) -> list[Proposal]:
+    def unfinished(self, proposer: Proposer) -> list[Proposal]:
         """Returns the trials that were proposed and have not ended, in index order."""
         return [
-            Proposal(index=index, config=entry_config(entry), stopping=entry.user_attrs.get("stopping"))
+            Proposal(index=index, config=entry_config(entry), stop_rule=proposer.stop_rule(self._study, entry.number))
             for index, entry in self.entries().items()
-            if not entry.state.is_finished() and "config" in entry.user_attrs
+            if not entry.state.is_finished()
         ]
 
     def results(self) -> dict[int, TrialResult]:
@@ -142,7 +168,7 @@ class SweepStudy:
 
     def configs(self) -> dict[int, TrialConfig]:
         """Returns every trial's configuration, by index."""
-        return {i: entry_config(entry) for i, entry in self.entries().items() if "config" in entry.user_attrs}
+        return {i: entry_config(entry) for i, entry in self.entries().items()}
 
     def finish(self, index: int, result: TrialResult) -> bool:
         """Stores how a trial ended; returns False if it already had a result, which then stays."""
@@ -177,6 +203,9 @@ class SweepStudy:
         self._set(entry, "l0", l0)
         if result.course is not None:
             self._set(entry, "course", result.course)
+            self._set(entry, "fraction", result.course[-1][0] if result.course else 0.0)
+            self._set(entry, "cost", result.course[-1][0] if result.course else 0.0)
+            self._set(entry, "predicted_l0", result.predicted_l0)
         if result.outcome == "failed":
             self._study.tell(entry.number, state=TrialState.FAIL)
         else:
@@ -202,6 +231,7 @@ def _plain(result: TrialResult) -> dict[str, Any]:
         "message": result.message,
         "checkpoint": result.checkpoint,
         "course": result.course,
+        "predicted_l0": result.predicted_l0,
     }
 
 

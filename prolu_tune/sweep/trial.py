@@ -5,7 +5,7 @@ in the study. Rows of metrics go to `metrics.jsonl`, one JSON object a line, eac
 """
 
 import json
-import os
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,10 +18,10 @@ from prolu_tune.config.resolve import TrialPlan
 from prolu_tune.config.trial import TrialConfig
 from prolu_tune.sae.folder import save_sae
 from prolu_tune.sweep.files import replace_file
-from prolu_tune.sweep.study import TrialResult
+from prolu_tune.sweep.study import StopRule, TrialResult
 from prolu_tune.training.trainer import TrainingResult, train
 
-Row = dict[str, float]
+Row = dict[str, Any]
 Interrupted = None
 """What `run_trial` returns when it was asked to stop: the trial has no result yet."""
 
@@ -35,6 +35,7 @@ class TrainedTrial:
     wall_s: float
     outcome: str
     message: str | None
+    predicted_l0: float | None
 
 
 def run_trial(
@@ -43,25 +44,35 @@ def run_trial(
     plan: TrialPlan,
     batches: Callable[[int], Iterator[Tensor]],
     evaluate: Callable[[Path], dict[str, float]],
-    report: Callable[[Row], str | None],
+    report: Callable[[Row], None],
     folder: Path,
     device: str,
     should_stop: Callable[[], bool],
+    stop_rule: StopRule | None = None,
 ) -> TrialResult | None:
     """Returns the trial's result, or None if `should_stop` interrupted it; the same call then goes on.
 
     Args:
         batches: (first token of the stream) -> iterator of raw activations (batch_size, d_in).
         evaluate: (SAE folder) -> held-out metrics under the names of the record.
-        report: called with each row of metrics; may answer "stop" to end training early.
+        report: called with each row of metrics.
         folder: the trial's own folder; made if missing.
+        should_stop: asked after each step; true: save and leave.
+        stop_rule: decides whether the trial ends early.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = MetricsFile(folder / "metrics.jsonl")
 
+    predicted_l0: float | None = None
+
     def report_row(row: Row) -> str | None:
+        nonlocal predicted_l0
         rows.append(row)
-        return report(row)
+        report(row)
+        if stop_rule is None:
+            return None
+        stop, predicted_l0 = stop_rule.decide(_course(rows, plan))
+        return "stop" if stop else None
 
     trained = _read_trained(folder)
     if trained is None:
@@ -76,22 +87,34 @@ def run_trial(
         )
         if result.outcome == "interrupted":
             return Interrupted
-        trained = _store_trained(folder, config, result)
+        trained = _store_trained(folder, config, result, predicted_l0)
     record: dict[str, float | None] = {"steps": trained.steps, "tokens": trained.tokens, "wall_s": trained.wall_s}
-    course = [(row["step"] / plan.num_steps, row["l0"]) for row in rows.read() if row.get("l0") is not None]
+    course = _course(rows, plan)
     if trained.outcome == "diverged":
         return TrialResult(outcome="diverged", record=record, message=trained.message, course=course)
     if trained.outcome == "stopped":
-        return TrialResult(outcome="stopped", record=record | {"l0": course[-1][1]}, message=trained.message, course=course)
+        record["l0"] = course[-1][1]
+        return TrialResult(
+            outcome="stopped", record=record, message=trained.message, course=course, predicted_l0=trained.predicted_l0
+        )
     metrics = evaluate(folder / "sae")
     save_metrics(folder / "sae", record | metrics)
     return TrialResult(outcome="finished", record=record | metrics, checkpoint=str(folder / "sae"), course=course)
 
 
-def _store_trained(folder: Path, config: TrialConfig, result: TrainingResult) -> TrainedTrial:
+def _course(rows: "MetricsFile", plan: TrialPlan) -> list[tuple[float, float]]:
+    return [(row["step"] / plan.num_steps, row["l0"]) for row in rows.rows if row["l0"] is not None]
+
+
+def _store_trained(folder: Path, config: TrialConfig, result: TrainingResult, predicted_l0: float | None) -> TrainedTrial:
     """The SAE folder is whole before `trained.json` says so, and only then the checkpoints go."""
     trained = TrainedTrial(
-        steps=result.step, tokens=result.tokens, wall_s=result.wall_s, outcome=result.outcome, message=result.message
+        steps=result.step,
+        tokens=result.tokens,
+        wall_s=result.wall_s,
+        outcome=result.outcome,
+        message=result.message,
+        predicted_l0=predicted_l0,
     )
     if result.outcome == "finished":
         save_sae(result.sae, folder / "sae", config=config.model_dump(mode="json"))
@@ -117,29 +140,25 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._cut(lambda step: True)
-
-    def read(self) -> list[Row]:
-        """Returns all whole rows."""
-        return [json.loads(line) for line in self._lines()]
+        data = path.read_bytes() if path.exists() else b""
+        self._lines = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+        self.rows: list[Row] = [json.loads(line) for line in self._lines]
+        if len(data) != sum(map(len, self._lines)):
+            self._rewrite()
 
     def append(self, row: Row) -> None:
         """Adds a row; rows of the same or a later step, left by an attempt that died, go first."""
-        if self._last_step >= row["step"]:
-            self._cut(lambda step: step < row["step"])
+        row = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        kept = [i for i, old in enumerate(self.rows) if old["step"] < row["step"]]
+        stale = len(kept) < len(self.rows)
+        self._lines = [*(self._lines[i] for i in kept), line]
+        self.rows = [*(self.rows[i] for i in kept), row]
+        if stale:
+            self._rewrite()
+            return
         with self._path.open("ab") as out:
-            out.write(json.dumps(row).encode() + b"\n")
-        self._last_step = int(row["step"])
+            out.write(line)
 
-    def _lines(self) -> list[bytes]:
-        if not self._path.exists():
-            return []
-        return [line for line in self._path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-
-    def _cut(self, keep: Callable[[int], bool]) -> None:
-        steps = [(int(json.loads(line)["step"]), line) for line in self._lines()]
-        kept = [(step, line) for step, line in steps if keep(step)]
-        self._last_step = kept[-1][0] if kept else -1
-        whole = b"".join(line for _, line in kept)
-        if self._path.exists() and os.path.getsize(self._path) != len(whole):  # noqa: PTH202 - one call instead of a stat object
-            replace_file(self._path, whole)
+    def _rewrite(self) -> None:
+        replace_file(self._path, b"".join(self._lines))

@@ -121,6 +121,7 @@ def _run(assignment: dict[str, Any], settings: WorkerSettings, folder: Path) -> 
         folder=folder,
         device=settings.node.device,
         should_stop=_stop_poll(SweepFolder(Path(settings.sweep_folder)).stop_file),
+        stop_rule=assignment["stop_rule"],
     )
 
 

@@ -53,7 +53,7 @@ def candidate_weights(
     return torch.where(allowed, weights, 0)
 
 
-def sampling_keys(weights: Float[Tensor, " batch"], generator: torch.Generator) -> Float[Tensor, " batch"]:
+def sampling_keys(weights: Float[Tensor, "*batch"], generator: torch.Generator) -> Float[Tensor, "*batch"]:
     """Returns keys whose k largest are a draw of k without replacement, in the order of drawing; -inf for weight 0.
 
     Source: Efraimidis and Spirakis 2006, in logarithms. Keys make the draw a running top-k over a stream.
@@ -111,7 +111,7 @@ class Resampler:
         self._draw = merge_draw(self._draw, sampling_keys(weights, self._generator), x, num_drawn=self.num_dead)
 
     @torch.no_grad()
-    def replace(self, adam: torch.optim.Adam) -> dict[str, float]:
+    def replace(self, adam: torch.optim.Adam) -> metrics.Numbers:
         """Replaces dead latents by the inputs drawn, as many as there are, and returns the counts for the row."""
         drawn = self._draw.x[self._draw.keys > -torch.inf]
         replaced = self.dead.nonzero().squeeze(1)[: len(drawn)]
@@ -166,7 +166,7 @@ def reset_moments(
         second[latents] = second[alive].mean() if second_moment == "alive_mean" and alive.any() else 0
 
 
-def resampling_notes(step: int, event: dict[str, float], *, dead_frequency: float, earlier: list[str]) -> list[str]:
+def resampling_notes(step: int, event: metrics.Numbers, *, dead_frequency: float, earlier: list[str]) -> list[str]:
     """Returns sentences on what a person should know about a resampling; the one on the window comes once per trial."""
     notes = []
     window_note = (

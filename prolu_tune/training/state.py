@@ -105,7 +105,7 @@ class Trainer:
         """Returns whether dead latents are to be replaced before the next training step."""
         return self.step in self.plan.resampling_steps
 
-    def resample(self, batches: Iterator[Tensor], *, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+    def resample(self, batches: Iterator[Tensor], *, should_stop: Callable[[], bool]) -> metrics.Numbers | None:
         """Replaces dead latents, consuming `resampling_batches` batches, and returns the event for the row.
 
         None if should_stop became true in between: then nothing has changed but the iterator.
@@ -135,7 +135,7 @@ class Trainer:
             self.step % self.plan.log_every == 0 or self.step == self.plan.num_steps or self.resampling_due()
         )
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> metrics.Numbers:
         """Returns the metrics averaged over the steps since the last row, and starts the next; waits for the device."""
         steps = self.step - self._row_start
         tokens = steps * self.config.training.batch_size

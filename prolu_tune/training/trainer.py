@@ -11,12 +11,13 @@ from torch import Tensor
 
 from prolu_tune.config.resolve import TrialPlan
 from prolu_tune.config.trial import TrialConfig
+from prolu_tune.metrics import Numbers
 from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.training.checkpoint import load_newest, save_checkpoint
 from prolu_tune.training.state import Trainer
 
 Outcome = Literal["finished", "diverged", "interrupted", "stopped"]
-Report = Callable[[dict[str, float]], str | None]
+Report = Callable[[Numbers], str | None]
 CHECKPOINT_SHARE = 0.02
 """Checkpoints are spaced so that writing them takes less than this share of the time."""
 
@@ -112,7 +113,7 @@ def _run(
     """
     num_steps = trainer.plan.num_steps
     while True:
-        event: dict[str, float] | None = {}
+        event: Numbers | None = {}
         if trainer.resampling_due():
             event = trainer.resample(stream, should_stop=should_stop)
             if event is None:

@@ -19,7 +19,11 @@ def _sae(seed: int = 0) -> SparseAutoencoder:
 
 def _save(folder: Path, seed: int = 0) -> Path:
     return save_sae(
-        _sae(seed), folder, config=CONFIG.model_dump(mode="json"), versions={"torch": "1"}, metrics={"l0": 3.5, "fvu": float("nan")}
+        _sae(seed),
+        folder,
+        config=CONFIG.model_dump(mode="json"),
+        versions={"torch": "1"},
+        metrics={"l0": 3.5, "fvu": float("nan")},
     )
 
 
@@ -92,7 +96,8 @@ def test_a_config_that_does_not_fit_is_refused(folder, changes, message):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"nothing", b"[" * 500_000, b" " * 1_000_001, b"\xff\xfe", b'{"format": 1}', b'{"d_in":' + b"9" * 9000 + b"}"]
+    "content",
+    [b"", b"[]", b"nothing", b"[" * 500_000, b" " * 1_000_001, b"\xff\xfe", b'{"format": 1}', b'{"d_in":' + b"9" * 9000 + b"}"],
 )
 def test_a_hostile_config_json_is_refused(folder, content):
     (folder / CONFIG_NAME).write_bytes(content)

@@ -10,9 +10,7 @@ from prolu_tune.sae import SparseAutoencoder
 
 
 def _sae(nonlinearity: str = "prolu_ste", **kwargs) -> SparseAutoencoder:
-    sae = SparseAutoencoder(
-        SaeConfig(nonlinearity=nonlinearity, **kwargs), 6, 20, generator=torch.Generator().manual_seed(3)
-    )
+    sae = SparseAutoencoder(SaeConfig(nonlinearity=nonlinearity, **kwargs), 6, 20, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         sae.b_enc.uniform_(-0.3, 0.3, generator=torch.Generator().manual_seed(4))
         sae.b_dec.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(5))
@@ -45,10 +43,8 @@ def test_the_model_is_its_written_formula_on_tokens_of_norm_sqrt_d_in(name):
     sae, x = _sae(name), _x(11)
     normed = x / x.norm(dim=1, keepdim=True) * math.sqrt(6)
     pre = (normed - sae.b_dec) @ sae.W_enc
-    if name == "relu":
-        acts = (pre + sae.b_enc).clamp(min=0)
-    else:
-        acts = torch.where((pre + sae.b_enc > 0) & (pre > 0), pre, 0)
+    relu, prolu = (pre + sae.b_enc).clamp(min=0), torch.where((pre + sae.b_enc > 0) & (pre > 0), pre, 0)
+    acts = relu if name == "relu" else prolu
     recon = acts @ sae.W_dec + sae.b_dec
     torch.testing.assert_close(sae.encode(x), acts, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sae.decode(sae.encode(x)), recon, rtol=1e-4, atol=1e-5)

@@ -44,7 +44,7 @@ def test_unfinished_trials_come_back_with_their_whole_configuration(folder: Swee
     _propose_all(study)
     study.finish(1, TrialResult(outcome="finished", record={"l0": 20.5, "mse": 0.1}, checkpoint="x", course=[(0.5, 30.0)]))
     again = SweepStudy(folder, "s")
-    assert [(p.index, p.config) for p in again.unfinished()] == [(0, SPACE.trials()[0]), (2, SPACE.trials()[2])]
+    assert [(p.index, p.config) for p in again.unfinished(GridProposer(SPACE))] == [(0, SPACE.trials()[0]), (2, SPACE.trials()[2])]
     assert again.results()[1] == TrialResult(
         outcome="finished", record={"l0": 20.5, "mse": 0.1}, checkpoint="x", course=[(0.5, 30.0)]
     )
@@ -77,7 +77,7 @@ def test_diverged_and_failed_trials_are_outcomes_and_only_failed_ones_are_retrie
     study.finish(1, TrialResult(outcome="failed", record={}, message="boom"))
     assert study.results()[0].record == {"l0": None}
     assert study.retry(["failed"]) == [1]
-    assert [p.index for p in SweepStudy(folder, "s").unfinished()] == [1, 2]
+    assert [p.index for p in SweepStudy(folder, "s").unfinished(GridProposer(SPACE))] == [1, 2]
     assert set(SweepStudy(folder, "s").results()) == {0}
 
 

@@ -13,7 +13,10 @@ def test_generators_depend_on_purpose_and_numbers_alone():
         return torch.rand((), generator=seeded_generator(*key)).item()
 
     assert draw("resampling", 1, 20) == draw("resampling", 1, 20)
-    assert len({draw("resampling", 1, 20), draw("resampling", 12, 0), draw("resampling", 1, 21), draw("initialisation", 1, 20)}) == 4
+    assert (
+        len({draw("resampling", 1, 20), draw("resampling", 12, 0), draw("resampling", 1, 21), draw("initialisation", 1, 20)})
+        == 4
+    )
 
 
 def test_bfloat16_on_the_cpu_is_refused():

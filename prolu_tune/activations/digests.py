@@ -1,0 +1,56 @@
+"""Digests of input files, remembered by path, size and time so that a large file is read once per node."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a JSON document in canonical form, hex."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def files_digest(files: list[Path], *, memo: Path | None) -> str:
+    """Returns the SHA-256 over names and contents of files in the given order, hex.
+
+    Args:
+        files: existing files; only their last names count, so that a folder may move.
+        memo: folder that remembers digests by (path, size, modification time); None reads every file.
+    """
+    return digest_of({"files": [[path.name, _file_digest(path, memo)] for path in files]})
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a small file so that a reader, or a crash at any moment, sees the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns the JSON object in a file of ours, or None if the file is missing or damaged."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _file_digest(path: Path, memo: Path | None) -> str:
+    status = path.stat()
+    identity = {"path": str(path.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    remembered = None if memo is None else memo / f"{digest_of(identity)[:32]}.json"
+    if remembered is not None and (known := read_json(remembered)) is not None and known.get("identity") == identity:
+        return str(known["sha256"])
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if remembered is not None:
+        replace_text(remembered, json.dumps({"identity": identity, "sha256": digest}))
+    return digest

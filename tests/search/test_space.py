@@ -1,0 +1,621 @@
+"""Search spaces: the trials they give, the files in the repository, and every message for wrong input."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from prolu_tune.config.located import OTHER_TOOLS, dotted_keys
+from prolu_tune.config.trial import (
+    ActivationConfig,
+    EvaluationConfig,
+    ResamplingConfig,
+    SaeConfig,
+    TrainingConfig,
+    TrialConfig,
+)
+from prolu_tune.config.yaml import parse
+from prolu_tune.errors import InputError
+from prolu_tune.search.parts import Coefficients, CoverageSearch, Resources
+from prolu_tune.search.space import SearchSpace, load_space, read_space
+
+SPACES = Path(__file__).parents[2] / "search_spaces"
+SMALL = """\
+name: small
+training:
+  num_tokens: 1e6
+resampling: {steps: []}
+architectures:
+  relu+l1: {l1_coefficient: [3, 1, 2]}
+  prolu_ste+sqrt_l1: {l1_coefficient: {start: 0.5, factor: 2, count: 2}}
+"""
+
+
+def space_file(tmp_path: Path, text: str = SMALL) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(path: Path, *overrides: str, name: str | None = None) -> str:
+    with pytest.raises(InputError) as caught:
+        load_space(path, overrides=list(overrides), name=name)
+    return str(caught.value)
+
+
+def test_trials_take_architectures_in_turn_and_coefficients_from_the_middle(tmp_path: Path) -> None:
+    trials = load_space(space_file(tmp_path)).trials()
+    assert [(trial.sae.architecture, trial.training.l1_coefficient) for trial in trials] == [
+        ("relu+l1", 2.0),
+        ("prolu_ste+sqrt_l1", 0.5),
+        ("relu+l1", 1.0),
+        ("prolu_ste+sqrt_l1", 1.0),
+        ("relu+l1", 3.0),
+    ]
+    assert {trial.training.num_tokens for trial in trials} == {1_000_000}
+
+
+def test_seeds_and_grid_repeat_everything(tmp_path: Path) -> None:
+    space = load_space(space_file(tmp_path), overrides=["seeds=[0, 7]", "grid.training.lr=[1e-3, 3e-4]"])
+    trials = space.trials()
+    seen = [(t.sae.architecture, t.training.l1_coefficient, t.training.lr, t.seed) for t in trials]
+    one = [("relu+l1", 1.0), ("relu+l1", 2.0), ("relu+l1", 3.0), ("prolu_ste+sqrt_l1", 0.5), ("prolu_ste+sqrt_l1", 1.0)]
+    assert sorted(seen) == sorted((a, c, lr, s) for (a, c), lr, s in itertools.product(one, (1e-3, 3e-4), (0, 7)))
+    assert space.num_trials == len(trials) == 20
+    assert [s[3] for s in seen] == [0] * 10 + [7] * 10
+
+
+@pytest.mark.parametrize(
+    ("name", "starts", "factor", "count", "lr", "encoder_scale"),
+    [
+        ("exp1", dict.fromkeys(("relu", "prolu_relu", "prolu_ste"), (3e-4, 3e-4)), 2, 5, 1e-3, 0.02),
+        ("exp2", dict.fromkeys(("relu", "prolu_relu", "prolu_ste"), (3e-4, 3e-4)), 1.58, 8, 3e-4, 0.02),
+        ("exp3", {"relu": (12e-4, 8e-4), "prolu_relu": (12e-4, 8e-4), "prolu_ste": (1.2e-4, 8e-4)}, 1.5, 5, 1e-3, 0.2),
+    ],
+)
+def test_the_posts_experiments_have_the_posts_coefficients_times_768(
+    name: str, starts: dict[str, tuple[float, float]], factor: float, count: int, lr: float, encoder_scale: float
+) -> None:
+    loaded = read_space(SPACES / f"{name}.yaml")
+    trials = loaded.space.trials()
+    assert len(trials) == 6 * count and loaded.d_in == 768
+    wanted = {
+        (f"{nonlinearity}+{penalty}", round(768 * start * factor**i, 9))
+        for nonlinearity, pair in starts.items()
+        for penalty, start in zip(("l1", "sqrt_l1"), pair, strict=True)
+        for i in range(count)
+    }
+    assert {(trial.sae.architecture, round(trial.training.l1_coefficient, 9)) for trial in trials} == wanted
+    for trial in trials:
+        assert (trial.training.lr, trial.resampling.encoder_scale, trial.sae.expansion_factor) == (lr, encoder_scale, 16)
+        assert (trial.activations.model, trial.activations.hook_name) == ("gpt2", "blocks.6.hook_resid_pre")
+
+
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_space_in_the_repository_loads(path: Path, tmp_path: Path) -> None:
+    overrides = []
+    if path.stem == "smollm2":
+        (tmp_path / "config.json").write_text('{"hidden_size": 576, "num_hidden_layers": 30}')
+        (tmp_path / "text.txt").write_text("text")
+        overrides = [f"activations.model={tmp_path}", f"activations.dataset={tmp_path / 'text.txt'}"]
+    space = load_space(path, overrides=overrides)
+    assert space.name == path.stem
+    assert SearchSpace.model_validate(json.loads(json.dumps(space.to_json()))) == space
+    if path.stem in ("quickstart", "smollm2"):
+        assert len(space.architectures) == 6 and len(space.trials()) == 18 and space.device == "cpu"
+
+
+def test_a_space_without_a_name_has_its_files_name_and_a_flag_wins(tmp_path: Path) -> None:
+    path = tmp_path / "my space!.yaml"
+    path.write_text(SMALL.partition("\n")[2])
+    assert load_space(path).name == "my-space-"
+    assert load_space(path, overrides=["name=a"], name="b").name == "b"
+    assert "--name a/b: name" in refused(path, name="a/b")
+
+
+@pytest.mark.parametrize(
+    ("form", "numbers"),
+    [
+        ([0.1, 1], (0.1, 1.0)),
+        (0.5, (0.5,)),
+        ({"start": 0.9216, "factor": 1.5, "count": 3}, (0.9216, 1.3824, 2.0736)),
+        ({"low": 0.01, "high": 100, "count": 5}, (0.01, 0.1, 1.0, 10.0, 100.0)),
+        ({"low": "1e-2", "high": "1e2"}, None),
+    ],
+)
+def test_coefficients_are_a_list_a_series_or_a_range(form: Any, numbers: tuple[float, ...] | None) -> None:
+    assert Coefficients.model_validate(form).numbers() == numbers
+
+
+def test_identity_ignores_budgets_resources_and_names_but_nothing_that_decides_results(tmp_path: Path) -> None:
+    text = SMALL.replace("[3, 1, 2]", "{low: 1e-3, high: 1e2}").replace(
+        "{start: 0.5, factor: 2, count: 2}", "{low: 1e-3, high: 1e2}"
+    )
+    path = space_file(tmp_path, text + "search: {kind: coverage, l0: [5, 200]}\n")
+    identity = load_space(path).identity()
+    json.dumps(identity, allow_nan=False)
+    for same in (
+        "search.max_trials=500",
+        "search.bins=32",
+        "search.repeats=4",
+        "resources.max_concurrent_trials=4",
+        "resources.cpus_per_trial=2",
+        "name=other",
+        "activations.cache_gb=1",
+        "training.checkpoint_every_s=5",
+    ):
+        assert load_space(path, overrides=[same]).identity() == identity, same
+    for other in (
+        "search.l0=[5, 100]",
+        "search.window=16",
+        "search.early_stopping=false",
+        "resources.gpus_per_trial=1",
+        "seeds=[1]",
+        "training.lr=2e-3",
+        "training.num_threads=2",
+        "activations.chunk_tokens=2048",
+        "evaluation.num_tokens=4096",
+        "grid.training.batch_size=[1024]",
+        "architectures.relu+l1.l1_coefficient.low=1e-2",
+    ):
+        assert load_space(path, overrides=[other]).identity() != identity, other
+
+
+def numeric_fields() -> list[tuple[type[BaseModel], str, str]]:
+    """Every field that takes numbers, with a value in exponent notation."""
+
+    def leaves(annotation: Any) -> list[Any]:
+        return (
+            [annotation] if get_origin(annotation) is None else [leaf for arg in get_args(annotation) for leaf in leaves(arg)]
+        )
+
+    found = []
+    for model in (
+        SaeConfig,
+        TrainingConfig,
+        ResamplingConfig,
+        ActivationConfig,
+        EvaluationConfig,
+        TrialConfig,
+        Resources,
+        CoverageSearch,
+    ):
+        for name, info in model.model_fields.items():
+            kinds = leaves(info.annotation)
+            if int in kinds or float in kinds:
+                value = "1e1" if int in kinds and name != "chunk_tokens" else "1e4" if int in kinds else "1e-3"
+                if tuple in map(get_origin, (info.annotation, *get_args(info.annotation))):
+                    value = f"[{value}]" if int in kinds else "[5e-1, 6e-1]"
+                found.append((model, name, value))
+    return found
+
+
+@pytest.mark.parametrize(("model", "name", "value"), numeric_fields(), ids=lambda item: getattr(item, "__name__", str(item)))
+def test_every_numeric_key_takes_exponent_notation(model: type[BaseModel], name: str, value: str) -> None:
+    more = ", kind: coverage" + ", l0: [1, 2]" * (name != "l0") if model is CoverageSearch else ""
+    data, _ = parse(f"{{{name}: {value}{more}}}", source="x.yaml")
+    read = getattr(model.model_validate(data), name)
+    numbers = read if isinstance(read, tuple) else (read,)
+    assert numbers == tuple(float(part) for part in value.strip("[]").split(", "))
+
+
+def test_there_are_enough_numeric_keys_to_believe_the_test_above() -> None:
+    assert len(numeric_fields()) >= 38
+
+
+WRONG: list[tuple[str, str, str, str]] = [
+    (
+        "num_tokens: 1e6",
+        "learning_rate: 1",
+        "3:3",
+        "training.learning_rate is not a key; did you mean lr?",
+    ),
+    (
+        "num_tokens: 1e6",
+        "num_token: 1",
+        "3:3",
+        "training.num_token is not a key; did you mean num_tokens?",
+    ),
+    (
+        "training:",
+        "trainig:",
+        "2:1",
+        "trainig is not a key; did you mean training?",
+    ),
+    (
+        "name: small",
+        "lr: 1",
+        "1:1",
+        "lr is not a key; did you mean training.lr?",
+    ),
+    (
+        "name: small",
+        "seed: 1",
+        "1:1",
+        "seed is not a key; did you mean seeds?",
+    ),
+    (
+        "num_tokens: 1e6",
+        "hook_point: x",
+        "3:3",
+        "training.hook_point is not a key; did you mean activations.hook_name?",
+    ),
+    (
+        "l1_coefficient: [3",
+        "l1_coeff: [3",
+        "6:13",
+        "architectures.relu+l1.l1_coeff is not a key; did you mean l1_coefficient?",
+    ),
+    (
+        "num_tokens: 1e6",
+        "num_tokens: -1",
+        "3:15",
+        "training.num_tokens should be greater than 0, got -1",
+    ),
+    (
+        "num_tokens: 1e6",
+        "num_tokens: 1.5",
+        "3:15",
+        "training.num_tokens should be a valid integer",
+    ),
+    (
+        "num_tokens: 1e6",
+        "num_tokens: many",
+        "3:15",
+        "training.num_tokens should be a valid integer, got 'many'",
+    ),
+    (
+        "num_tokens: 1e6",
+        "num_tokens: true",
+        "3:15",
+        "training.num_tokens should be a number, got true",
+    ),
+    (
+        "num_tokens: 1e6",
+        "num_tokens:",
+        "3:14",
+        "training.num_tokens has no value",
+    ),
+    (
+        "num_tokens: 1e6",
+        "lr: .nan",
+        "3:7",
+        "training.lr should be ",
+    ),
+    (
+        "num_tokens: 1e6",
+        "adam_betas: [0.9]",
+        "3:15",
+        "training.adam_betas",
+    ),
+    (
+        "num_tokens: 1e6",
+        "adam_betas: [0.9, 2]",
+        "3:21",
+        "training.adam_betas[1] should be less than or equal to 1",
+    ),
+    (
+        "num_tokens: 1e6",
+        "precision: fp16",
+        "3:14",
+        "training.precision should be 'float32' or 'bfloat16', got 'fp16'",
+    ),
+    (
+        "num_tokens: 1e6",
+        "precision: bfloat16",
+        "3:14",
+        "training.precision: bfloat16 needs a GPU",
+    ),
+    (
+        "num_tokens: 1e6",
+        "l1_coefficient: 3",
+        "3:19",
+        "training.l1_coefficient is set for each trial by architectures",
+    ),
+    (
+        "num_tokens: 1e6",
+        "num_tokens: 100",
+        "3:15",
+        "training.num_tokens (100) is less than one training.batch_size",
+    ),
+    (
+        "[3, 1, 2]",
+        "[3, -1, 2]",
+        "6:33",
+        "architectures.relu+l1.l1_coefficient[1] should be greater than or equal to 0",
+    ),
+    (
+        "[3, 1, 2]",
+        "[3, true]",
+        "6:33",
+        "architectures.relu+l1.l1_coefficient[1] should be a number, got true",
+    ),
+    (
+        "[3, 1, 2]",
+        "[3, 3]",
+        "6:29",
+        "architectures.relu+l1.l1_coefficient: holds the same coefficient twice",
+    ),
+    (
+        "[3, 1, 2]",
+        "[]",
+        "6:29",
+        "architectures.relu+l1.l1_coefficient should have at least 1 item",
+    ),
+    (
+        "[3, 1, 2]",
+        "{low: 1, high: 2}",
+        "6:29",
+        "architectures.relu+l1.l1_coefficient: a range without a count",
+    ),
+    (
+        "[3, 1, 2]",
+        "{low: 2, high: 1, count: 2}",
+        "6:29",
+        "architectures.relu+l1.l1_coefficient: low (2) must be less",
+    ),
+    (
+        "[3, 1, 2]",
+        "{start: 2, count: 2}",
+        "6:29",
+        "architectures.relu+l1.l1_coefficient: gives count, start; write",
+    ),
+    (
+        "relu+l1:",
+        "relu+l2:",
+        "6:12",
+        "architectures.relu+l2 is not an architecture (nonlinearity+penalty); did you mean relu+l1?",
+    ),
+    (
+        "relu+l1:",
+        "prolu+l1:",
+        "6:13",
+        "architectures.prolu+l1 is not an architecture",
+    ),
+    (
+        "{steps: []}",
+        "{steps: [], encoder_scale: 0.5}",
+        "4:35",
+        "resampling.encoder_scale has no effect",
+    ),
+    (
+        "name: small",
+        "sae: {d_sae: 9, expansion_factor: 2}",
+        "1:6",
+        "sae: d_sae and expansion_factor both set",
+    ),
+    (
+        "name: small",
+        "sae: {nonlinearity: relu}",
+        "1:21",
+        "sae.nonlinearity is set for each trial by architectures",
+    ),
+    (
+        "name: small",
+        "sae: 3",
+        "1:6",
+        "sae should be a section with keys below it, got 3",
+    ),
+    (
+        "name: small",
+        "name: 3",
+        "1:7",
+        "name should be a valid string, got 3; put it in quotes",
+    ),
+    (
+        "name: small",
+        "name: ../x",
+        "1:7",
+        "name has characters or a length that are not allowed, got '../x'",
+    ),
+    (
+        "name: small",
+        "seeds: [1, 1]",
+        "1:8",
+        "seeds: holds the same seed twice",
+    ),
+    (
+        "name: small",
+        "search: coverage",
+        "1:9",
+        "search should be a section with keys below it",
+    ),
+    (
+        "name: small",
+        "search: {kind: cover}",
+        "1:9",
+        "search.kind should be 'grid' or 'coverage', got 'cover'",
+    ),
+    (
+        "name: small",
+        "search: {l0: [1, 2]}",
+        "1:9",
+        "search.kind is missing",
+    ),
+    (
+        "name: small",
+        "search: {kind: coverage}",
+        "1:9",
+        "search.l0 is missing",
+    ),
+    (
+        "name: small",
+        "search: {kind: grid, bins: 3}",
+        "1:22",
+        "search.bins is not a key",
+    ),
+    (
+        "name: small",
+        "search: {kind: coverage, l0: [5, 2]}",
+        "1:30",
+        "search.l0: must run from a lower to a higher L0",
+    ),
+    (
+        "name: small",
+        "search: {kind: coverage, l0: [2, 5]}",
+        "6:29",
+        "architectures.relu+l1.l1_coefficient: search kind",
+    ),
+    (
+        "name: small",
+        "grid: {lr: [1]}",
+        "1:12",
+        "grid.lr cannot be varied; did you mean training.lr?",
+    ),
+    (
+        "name: small",
+        "grid: {training.lrr: [1]}",
+        "1:22",
+        "grid.training.lrr cannot be varied; did you mean training.lr?",
+    ),
+    (
+        "name: small",
+        "grid: {activations.seed: [1]}",
+        "1:26",
+        "grid.activations.seed cannot be varied",
+    ),
+    (
+        "name: small",
+        "grid: {seed: [1]}",
+        "1:14",
+        "grid.seed is varied by seeds",
+    ),
+    (
+        "name: small",
+        "grid: {sae.penalty: [l1]}",
+        "1:21",
+        "grid.sae.penalty is varied by architectures",
+    ),
+    (
+        "name: small",
+        "grid: {training.lr: [1, -1]}",
+        "1:25",
+        "grid.training.lr[1]: should be greater than 0, got -1",
+    ),
+    (
+        "name: small",
+        "grid: {training.lr: [1, 1.0]}",
+        "1:25",
+        "grid.training.lr[1]: the value 1.0 stands twice",
+    ),
+    (
+        "name: small",
+        "grid: {training.lr: [true]}",
+        "1:22",
+        "grid.training.lr[0]: should be a number, got true",
+    ),
+    (
+        "name: small",
+        "grid: {training.num_tokens: [4e6]}",
+        "3:15",
+        "training.num_tokens is set here and varied by grid",
+    ),
+    (
+        "name: small",
+        "resources: {gpus: 1}",
+        "1:13",
+        "resources.gpus is not a key; did you mean gpus_per_trial?",
+    ),
+    (
+        "name: small",
+        "resources: {gpus_per_trial: 1.5}",
+        "1:29",
+        "resources.gpus_per_trial: must be a share below 1",
+    ),
+    (
+        "name: small",
+        "activations: {model: null}",
+        "1:22",
+        "activations.model has no value; write one here or give it with --set",
+    ),
+    (
+        "name: small",
+        "activations: {model: /no/such}",
+        "1:22",
+        "activations.model: no such folder /no/such",
+    ),
+    (
+        "name: small",
+        "activations: {dataset: no.txt}",
+        "1:24",
+        "activations.dataset: no such file or folder no.txt",
+    ),
+    (
+        "name: small",
+        "activations: {train_range: [0, 1]}",
+        "1:14",
+        "activations: train_range [0.0, 1.0] and eval_range",
+    ),
+    (
+        "name: small",
+        "activations: {model: gpt2, hook_name: blocks.12.hook_resid_pre}",
+        "1:39",
+        "activations.hook_name: blocks.12",
+    ),
+    (
+        "name: small",
+        "activations: {model: gpt2}\nsae: {d_in: 512}",
+        "2:13",
+        "sae.d_in is 512, but blocks.2.hook_resid_pre is 768",
+    ),
+]
+"""What is replaced in SMALL, by what, and the line, column and beginning of the message that follows."""
+
+
+@pytest.mark.parametrize(("old", "new", "place", "message"), WRONG)
+def test_wrong_input_is_one_line_with_file_line_column_key_and_remedy(
+    tmp_path: Path, old: str, new: str, place: str, message: str
+) -> None:
+    path = space_file(tmp_path, SMALL.replace(old, new))
+    found = refused(path)
+    assert found.startswith(f"{path}:{place}: {message}"), found
+    assert "\n" not in found
+
+
+def test_a_faulty_flag_is_quoted_and_the_file_is_not_blamed(tmp_path: Path) -> None:
+    assert refused(space_file(tmp_path), "training.lr=-1").startswith(
+        "--set training.lr=-1: training.lr should be greater than 0"
+    )
+
+
+def test_two_faults_are_two_lines(tmp_path: Path) -> None:
+    lines = refused(space_file(tmp_path), "training.lr=-1", "sae.width=3").splitlines()
+    assert len(lines) == 2 and "did you mean d_sae?" in lines[0] and "greater than 0" in lines[1]
+
+
+def test_no_architecture_is_an_error(tmp_path: Path) -> None:
+    assert "architectures is missing; add it" in refused(space_file(tmp_path, "name: x"))
+    assert "architectures should have at least 1 item" in refused(space_file(tmp_path), "architectures={}")
+
+
+def test_more_trials_than_anyone_means_are_refused(tmp_path: Path) -> None:
+    path = space_file(tmp_path, SMALL.replace("[3, 1, 2]", "{low: 1, high: 2, count: 9999}"))
+    assert "10,001 trials are more than 10,000" in refused(path)
+
+
+def test_every_name_of_another_tool_leads_to_a_key_that_exists() -> None:
+    known = {*dotted_keys(SearchSpace), *(f"search.{name}" for name in CoverageSearch.model_fields), "l1_coefficient"}
+    assert set(OTHER_TOOLS.values()) <= known
+
+
+def test_origins_of_values_are_remembered(tmp_path: Path) -> None:
+    document = read_space(space_file(tmp_path), overrides=["training.lr=2e-3"]).document
+    assert document.values[("training", "lr")] == "--set training.lr=2e-3"
+    assert document.values[("training", "num_tokens")].endswith("small.yaml:3:15")
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, len(SMALL)), st.integers(0, 6), st.text(alphabet=" \n:{}[],-'1e+lrnull&*!#", max_size=5))
+def test_a_damaged_space_loads_or_says_what_is_wrong(tmp_path: Path, start: int, cut: int, inserted: str) -> None:
+    path = space_file(tmp_path, SMALL[:start] + inserted + SMALL[start + cut :])
+    try:
+        space = load_space(path)
+    except InputError as error:
+        assert str(error).startswith(str(path)), error
+    else:
+        assert space.trials()
