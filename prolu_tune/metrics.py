@@ -14,7 +14,7 @@ Numbers = dict[str, int | float]
 
 def l0(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " batch"]:
     """Returns the number of active latents of each token."""
-    return (acts > 0).sum(1).to(acts.dtype)
+    return acts.sign().sum(1)
 
 
 def l1(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " batch"]:
@@ -24,12 +24,14 @@ def l1(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " batch"]:
 
 def sqrt_l1(acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " batch"]:
     """Returns the sum of the roots of each token's activations, without the constant that training adds under the root."""
-    return torch.sqrt(acts).sum(1)
+    # The smallest number is 1e-30, whose root vanishes in the sum: on AMD CPUs MKL's root of 0 takes ten times as long.
+    return acts.clamp(min=1e-30).sqrt_().sum(1)
 
 
 def firing_counts(acts: Float[Tensor, "batch d_sae"]) -> Int[Tensor, " d_sae"]:
     """Returns for each latent the number of tokens on which it is active; their sum over the tokens is the mean l0."""
-    return (acts > 0).sum(0)
+    # Activations are never negative. Summing a bool tensor along dim 0 takes eight times as long on the CPU.
+    return acts.sign().sum(0).long()
 
 
 def squared_error(recon: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:

@@ -175,7 +175,6 @@ class LanguageModel:
         """Returns the hook's width, found on tokens of no meaning."""
         shapes = []
         for length in PROBE_LENGTHS:
-            self._check_floating = None
             tokens = torch.zeros(2, length, dtype=torch.long)
             shapes.append((length, tuple(self._raw(tokens).shape)))
         if any(len(shape) < 3 or shape[:2] != (2, length) for length, shape in shapes) or shapes[0][1][2:] != shapes[1][1][2:]:

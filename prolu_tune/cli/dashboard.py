@@ -1,6 +1,7 @@
 """MLflow's own UI on a tracking store, bound to this machine."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from prolu_tune.sweep.quiet import QUIET_ENVIRONMENT
 from prolu_tune.sweep.store import open_store, without_password
 
 HOST = "127.0.0.1"
-START_S = 60.0
+START_S = 120.0
 """How long the server may take until it answers."""
 
 
@@ -46,6 +47,8 @@ def open_dashboard(tracking_uri: str, *, port: int, browser: bool) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}", "--uvicorn-opts", "--log-level warning"]
     print(f"starting MLflow's UI on {address}", file=sys.stderr)
+    # A terminated parent must not leave the server behind: `finally` runs on SystemExit, not on SIGTERM.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603  our own interpreter
     try:
         _wait_until_up(server, address)

@@ -22,6 +22,16 @@ ROOT_NOTE = (
     "Data goes to standard output, talk to standard error. Environment: PROLU_STORAGE, PROLU_TRACKING_URI, PROLU_EXPERIMENT, "
     "NO_COLOR, FORCE_COLOR. A flag wins over the environment, the environment over the file, the file over the default."
 )
+SHORT_HELP = {
+    "plan": "What a sweep would take; runs nothing.",
+    "run": "Runs a sweep, or continues it.",
+    "cache": "Prepares activations ahead of a sweep.",
+    "status": "How far a sweep is, and what failed.",
+    "pareto": "The frontier over (L0, CE degradation).",
+    "best": "The runs to use, under a limit of L0.",
+    "dashboard": "Opens MLflow's own pages.",
+}
+"""The list of verbs in the root help, in the order in which they are needed; a verb's own help says more."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -54,6 +64,11 @@ def make_app() -> typer.Typer:
     run.register(app)
     plan.register(app)
     query.register(app)
+    order = list(SHORT_HELP)
+    for command in app.registered_commands:
+        assert command.name in SHORT_HELP, f"{command.name} has no line in the root help"
+        command.short_help = SHORT_HELP[command.name]
+    app.registered_commands.sort(key=lambda command: order.index(command.name or ""))
     return app
 
 

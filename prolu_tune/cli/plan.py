@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prolu_tune.cli.options import DEFAULT_STORAGE, Json, Settings, SpaceFile, Storage, SweepName, examples
-from prolu_tune.cli.plan_text import origin_lines, plan_lines, size
+from prolu_tune.cli.plan_text import origin_lines, origins, plan_lines, size
 
 if TYPE_CHECKING:
     from prolu_tune.config.shape import ModelShape
@@ -59,15 +59,13 @@ def plan(
     costs = estimate(loaded.space, machine, shape=shape, d_in=d_in)
     notes = [*_unchecked(loaded, shape, d_in), *_shortages(loaded, machine, costs, storage)]
     document = _document(loaded, machine, costs, d_in, notes)
+    if verbose:
+        document["values"] = origins(loaded)
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False, indent=2))
     else:
-        for line in plan_lines(loaded, document):
+        for line in (*plan_lines(loaded, document), *(["", *origin_lines(document["values"])] if verbose else [])):
             typer.echo(line)
-        if verbose:
-            typer.echo("")
-            for line in origin_lines(loaded):
-                typer.echo(line)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"next: prolu-tune run {space_file}{''.join(f' --set {setting}' for setting in settings or [])}", file=sys.stderr)

@@ -88,32 +88,27 @@ def size(number: float | None) -> str:
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
 
 
-def origin_lines(loaded: "LoadedSpace") -> Iterator[str]:
-    """Returns every value of the space with where it comes from."""
-    document = loaded.document
-    rows: list[tuple[str, str, str]] = []
-
-    def walk(value: Any, path: tuple[str, ...]) -> None:
-        if isinstance(value, dict) and value and path[0] not in ("grid", "architectures"):
-            for key, inner in value.items():
-                walk(inner, (*path, key))
-            return
-        place = document.values.get(path)
-        rows.append((".".join(path), json.dumps(value), place or ("file name" if path == ("name",) else "default")))
-
+def origins(loaded: "LoadedSpace") -> dict[str, Document]:
+    """Returns every value of the space by its dotted key: `value`, and `from`: a place in the file, a flag, or `default`."""
+    places, found = loaded.document.values, {}
     data = loaded.space.to_json()
     data["architectures"] = {
         name: list(space.l1_coefficient.numbers() or loaded.space.coefficient_range(name))
         for name, space in loaded.space.architectures.items()
     }
-    for key, value in data.items():
-        if key == "architectures":
-            rows += [
-                (f"{key}.{name}", json.dumps(inner), document.values.get((key, name), "default"))
-                for name, inner in value.items()
-            ]
-        else:
-            walk(value, (key,))
-    width, middle = max(len(row[0]) for row in rows), min(48, max(len(row[1]) for row in rows))
+    for section, content in data.items():
+        parts = (
+            {(section, key): value for key, value in content.items()} if isinstance(content, dict) else {(section,): content}
+        )
+        for path, value in parts.items():
+            default = "file name" if path == ("name",) else "default"
+            found[".".join(path)] = {"value": value, "from": places.get(path, default)}
+    return found
+
+
+def origin_lines(values: dict[str, Document]) -> Iterator[str]:
+    """Returns `origins` as lines in three columns."""
+    rows = [(key, json.dumps(value["value"]), value["from"]) for key, value in values.items()]
+    left, middle = max(len(row[0]) for row in rows), min(48, max(len(row[1]) for row in rows))
     for key, value, place in rows:
-        yield f"{key:<{width}}  {value:<{middle}}  {place}"
+        yield f"{key:<{left}}  {value:<{middle}}  {place}"

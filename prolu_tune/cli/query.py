@@ -52,7 +52,7 @@ OutputFormat = Annotated[
     typer.Option("--format", help="All runs asked about as a table on standard output.", show_default=False),
 ]
 PYTHON_LINES = """from prolu_tune import load_sae
-sae = load_sae({reference!r})
+sae = load_sae({reference})
 recon = sae(x)  # x: raw activations (batch, {d_in}) of {hook}"""
 
 
@@ -73,8 +73,8 @@ def register(app: typer.Typer) -> None:
             "prolu-tune pareto quickstart",
             "prolu-tune pareto exp1 exp3 --l0 5:50 --architecture prolu_ste+l1 --architecture relu+l1",
             "prolu-tune pareto exp3 --x l1 --y mse --format csv > exp3.csv",
-            note="Both axes are minimised, but for ce_loss_score, frac_alive and relative_norm. With filters the frontier is that "
-            f"of the runs that pass them. {ENVIRONMENT} {EXIT_CODES}",
+            note="Both axes are minimised, but for ce_loss_score, frac_alive and relative_norm. With filters the frontier is "
+            f"that of the runs that pass them. {ENVIRONMENT} {EXIT_CODES}",
         ),
     )(pareto)
     app.command(
@@ -142,6 +142,7 @@ def pareto(
     whole = load_sweeps(names, tracking_uri=tracking_uri, storage=storage)
     sweep = whole.filter(architecture=architecture or (), l0=limits, seed=seed or (), where=where or ())
     document = pareto_document(sweep, x, y)
+    _say_if_mixed(sweep)
     if as_json:
         _print_json(document)
     elif form is not None:
@@ -170,7 +171,9 @@ def best(
     _one_output(as_json, form)
     whole = load_sweeps(names, tracking_uri=tracking_uri, storage=storage)
     sweep = whole.filter(architecture=architecture or (), seed=seed or (), where=where or ())
-    runs = sweep.best_by_architecture(max_l0)
+    on_frontier = {record["run_id"]: record["on_frontier"] for record in whole.records}
+    runs = [run | {"on_frontier": on_frontier[run["run_id"]]} for run in sweep.best_by_architecture(max_l0)]
+    _say_if_mixed(sweep)
     if as_json:
         _print_json({"sweep": sweep.name, "max_l0": max_l0, "runs": runs})
     elif form is not None:
@@ -229,9 +232,10 @@ def _pareto_lines(document: dict[str, Any]) -> list[str]:
     frontier = [by_id[run_id] for run_id in document["frontier"]]
     width = terminal_width()
     lines = [f"{document['sweep']}: {len(frontier)} of {len(runs)} finished trials on the frontier over {x} and {y}", ""]
-    if {x, y} <= set(runs[0]):
-        lines += [*scatter(runs, frontier, x=x, y=y, width=min(width or 80, 100)), ""]
-        lines += [*legend((record["architecture"] for record in runs), min(width or 80, 100)), ""]
+    if width is not None and {x, y} <= set(runs[0]):
+        plain = not sys.stdout.encoding.lower().startswith("utf")
+        lines += [*scatter(runs, frontier, x=x, y=y, width=min(width, 100), ascii_only=plain), ""]
+        lines += [*legend((record["architecture"] for record in runs), min(width, 100)), ""]
     lines += [*aligned(frontier, _columns(x, y), width=width), ""]
     size = max(len(name) for name in document["frontier_by_architecture"])
     lines.append(f"{'architecture':<{size}}  on its own frontier  hypervolume")
@@ -256,10 +260,18 @@ def _columns(x: str, y: str) -> list[Any]:
 
 
 def _python_lines(sweep: "Sweep", record: dict[str, Any]) -> str:
-    """Returns the three lines that load a run's SAE and use it."""
+    """Returns the three lines that load a run's SAE, from any folder, and use it."""
+    from prolu_tune.sweep.store import resolve_tracking_uri, without_password
+
     trial = next(trial for trial in sweep.trials if trial.record["run_id"] == record["run_id"])
     checkpoint = record["checkpoint"]
-    reference = checkpoint if checkpoint and Path(checkpoint).exists() else record["run_id"]
+    if checkpoint and Path(checkpoint).exists():
+        reference = repr(checkpoint)
+    else:
+        parents = {facts.run_id: facts.tracking_uri for facts in sweep.facts}
+        uri = parents[trial.tags["mlflow.parentRunId"]]
+        elsewhere = uri != resolve_tracking_uri(None, None)
+        reference = repr(record["run_id"]) + (f", tracking_uri={without_password(uri)!r}" if elsewhere else "")
     d_in = trial.params.get("sae.d_in", "None")
     hook = trial.params.get("activations.hook_name", "the hook")
     return PYTHON_LINES.format(reference=reference, d_in="d_in" if d_in == "None" else d_in, hook=hook)
@@ -280,6 +292,14 @@ def _why_nothing(whole: "Sweep", sweep: "Sweep", x: str, y: str) -> str:
     if not sweep.trials:
         return f"none of {len(whole.trials)} trials meets the conditions"
     return f"none of {len(sweep.trials)} trials has finished with both {x} and {y}"
+
+
+def _say_if_mixed(sweep: "Sweep") -> None:
+    """Says so where the runs are not about the same activations: their metrics are then no contest."""
+    for key in ("activations.model", "activations.hook_name", "activations.dataset"):
+        values = sorted({trial.params[key] for trial in sweep.trials if key in trial.params})
+        if len(values) > 1:
+            print(f"note: these runs differ in {key} ({', '.join(values)}); their metrics do not compare", file=sys.stderr)
 
 
 def _one_output(as_json: bool, form: str | None) -> None:

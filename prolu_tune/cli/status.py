@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prolu_tune.cli.tables import terminal_width
-from prolu_tune.sweep.words import count, duration, fit, number
+from prolu_tune.sweep.words import count, duration, number
 
 BAR = 24
 
@@ -53,8 +53,8 @@ def watch_status(load: Callable[[], dict[str, Any]], interval_s: float) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
         while True:
-            lines = [fit(line, console.width) for line in status_lines(document)]
-            live.update(Text("\n".join(lines)), refresh=True)
+            # Folded, not cut: ids and paths stay whole.
+            live.update(Text("\n".join(status_lines(document)), overflow="fold"), refresh=True)
             if document["run_status"] != "RUNNING":
                 break
             time.sleep(interval_s)

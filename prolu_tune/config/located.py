@@ -33,12 +33,13 @@ OTHER_TOOLS = {
     "gpus": "resources.gpus_per_trial",
     "hook": "activations.hook_name",
     "hook_point": "activations.hook_name",
-    "l1": "l1_coefficient",
-    "l1_alpha": "l1_coefficient",
-    "l1_coeff": "l1_coefficient",
-    "l1_coefficients": "l1_coefficient",
-    "l1_lambda": "l1_coefficient",
-    "l1_penalty": "l1_coefficient",
+    "l1": "architectures.NAME.l1_coefficient",
+    "l1_alpha": "architectures.NAME.l1_coefficient",
+    "l1_coefficient": "architectures.NAME.l1_coefficient",
+    "l1_coeff": "architectures.NAME.l1_coefficient",
+    "l1_coefficients": "architectures.NAME.l1_coefficient",
+    "l1_lambda": "architectures.NAME.l1_coefficient",
+    "l1_penalty": "architectures.NAME.l1_coefficient",
     "layer": "activations.hook_name",
     "learning_rate": "training.lr",
     "lr_decay_steps": "training.cooldown_steps",
@@ -54,8 +55,8 @@ OTHER_TOOLS = {
     "resample_encoder_scale": "resampling.encoder_scale",
     "resample_steps": "resampling.steps",
     "seq_len": "activations.context_length",
-    "sparsity_coefficient": "l1_coefficient",
-    "sparsity_penalty": "l1_coefficient",
+    "sparsity_coefficient": "architectures.NAME.l1_coefficient",
+    "sparsity_penalty": "architectures.NAME.l1_coefficient",
     "steps": "training.num_tokens",
     "tokens": "training.num_tokens",
     "total_training_tokens": "training.num_tokens",
@@ -107,12 +108,16 @@ def nearest_key(key: str, section: str, siblings: Iterable[str], everything: Ite
 
 
 def input_error(error: ValidationError, document: Document, model: type[BaseModel]) -> InputError:
-    """Returns the error a user sees: one line for each thing that is wrong, in the order of the file."""
+    """Returns the error a user sees: one line for each thing that is wrong."""
     complaints = error.errors(include_url=False)
     faulty = {complaint["loc"] for complaint in complaints}
+    unknown = [complaint["loc"] for complaint in complaints if complaint["type"] == "extra_forbidden"]
+    misspelt = {(*loc[:-1], nearest_key(str(loc[-1]), dotted(loc[:-1]), _siblings(model, loc[:-1]), ())) for loc in unknown}
     lines: dict[KeyPath, str] = {}
     for complaint in complaints:
         loc = complaint["loc"]
+        if complaint["type"] == "missing" and loc in misspelt:
+            continue
         if complaint["type"] == "too_short" and any(other[: len(loc)] == loc for other in faulty - {loc}):
             continue  # pydantic leaves out faulty items and then finds the list too short
         cause = complaint.get("ctx", {}).get("error")

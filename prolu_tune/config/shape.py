@@ -16,6 +16,8 @@ EMBEDDED_MODEL = Path(__file__).parent.parent / "embedded" / "model"
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".txt")
 RESIDUAL_HOOKS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_embed")
 """Hooks that are as wide as the residual stream; the last part of the name."""
+OTHER_BLOCK_HOOKS = ("hook_in", "hook_out", "hook_attn_in", "hook_mlp_in", "hook_q_input", "hook_k_input", "hook_v_input")
+"""Further hooks that TransformerLens may have directly in a block; the model is asked for their width."""
 GPT2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}
 """The post's model, so that its experiments can be planned without a network."""
 
@@ -118,11 +120,9 @@ def hook_width(hook_name: str, shape: ModelShape) -> int | None:
     last = hook_name.rpartition(".")[2]
     if last in RESIDUAL_HOOKS:
         return shape.d_model
-    close = difflib.get_close_matches(last, RESIDUAL_HOOKS, n=1, cutoff=0.7)
-    if close:
-        raise InputError(
-            f"activations.hook_name: the model has no hook {hook_name}; did you mean {hook_name[: -len(last)]}{close[0]}?"
-        )
+    if block and block.end() + len(last) == len(hook_name) and last not in OTHER_BLOCK_HOOKS:
+        for close in difflib.get_close_matches(last, RESIDUAL_HOOKS, n=1, cutoff=0.7):
+            raise InputError(f"activations.hook_name: the model has no hook {hook_name}; did you mean {block[0]}{close}?")
     return None
 
 

@@ -56,8 +56,8 @@ def tensors(sae: SparseAutoencoder) -> dict[str, Tensor]:
         if not torch.allclose(norms, torch.ones_like(norms)):
             worst = norms[(norms - 1).abs().argmax()].item()
             raise InputError(
-                f"dictionary_learning's loader normalises decoder rows and rescales the latents with them, and one row here has "
-                f"norm {worst:.4g} instead of 1; export with --format saelens"
+                f"dictionary_learning's loader normalises decoder rows and rescales the latents with them, and one row here "
+                f"has norm {worst:.4g} instead of 1; export with --format saelens"
             )
         return {
             "bias": b_dec.clone(),
@@ -85,8 +85,8 @@ def config(trained: TrainedSae, *, normalized_inputs: bool = False) -> dict[str,
     sae, trial = trained.sae, trained.config
     if sae.config.normalization == "per_token" and not normalized_inputs:
         raise InputError(
-            "sae.normalization is per_token: every token is rescaled by its own norm, which dictionary_learning has no place for "
-            "and which cannot be folded into weights; export with --format saelens, or add --normalized-inputs and rescale "
+            "sae.normalization is per_token: every token is rescaled by its own norm, which dictionary_learning has no place "
+            "for and which cannot be folded into weights; export with --format saelens, or add --normalized-inputs and rescale "
             "every token to norm sqrt(d_in) before the autoencoder sees it"
         )
     if sae.config.normalization == "none" and normalized_inputs:
@@ -100,7 +100,7 @@ def config(trained: TrainedSae, *, normalized_inputs: bool = False) -> dict[str,
             "dict_size": sae.d_sae,
             "lr": trial.training.lr,
             "l1_penalty": trial.training.l1_coefficient,
-            "steps": trial.training.num_tokens // trial.training.batch_size,
+            "steps": int(trained.metrics.get("steps") or trial.training.num_tokens // trial.training.batch_size),
             "seed": trial.seed,
             "device": "cpu",
             "layer": layer,

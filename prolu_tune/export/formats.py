@@ -35,7 +35,9 @@ def export_folder(
     if format_name not in FORMATS:
         raise InputError(f"{format_name!r} is not a format; choose one of {', '.join(FORMATS)}")
     if normalized_inputs and format_name != "dictionary_learning":
-        raise InputError(f"--normalized-inputs has no effect: {format_name} expresses the per-token normalisation; leave it out")
+        raise InputError(
+            f"--normalized-inputs has no effect: {format_name} expresses the per-token normalisation; leave it out"
+        )
     trained = read_trained(source)
     _check_target(target, source=source, overwrite=overwrite)
     writers: dict[str, Writer] = {

@@ -12,5 +12,5 @@ def write(trained: TrainedSae, folder: Path) -> None:
     Raises:
         OSError: if they cannot be written.
     """
-    metrics = {name: float("nan") if value is None else value for name, value in trained.metrics.items()}
-    save_sae(trained.sae, folder, config=trained.config.model_dump(mode="json"), versions=trained.versions, metrics=metrics)
+    config = trained.config.model_dump(mode="json")
+    save_sae(trained.sae, folder, config=config, versions=trained.versions, metrics=dict(trained.metrics))

@@ -67,7 +67,9 @@ def read_trained(folder: Path) -> TrainedSae:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{folder}: config.{where} in config.json: {first['msg']}; export with the version that trained it") from error
+        raise InputError(
+            f"{folder}: config.{where} in config.json: {first['msg']}; export with the version that trained it"
+        ) from error
     metrics, versions = document.get("metrics"), document.get("versions")
     return TrainedSae(
         sae=sae,

@@ -2,6 +2,7 @@
 
 `pre` is the encoder product without bias. To add one: write the function here and its name into
 `config.names.NONLINEARITIES`. The ProLU pair has synthetic gradients: what flows back is not the derivative.
+Activations are above 0 exactly where the gate is open, so the backward pass needs them alone, not `pre`.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ Nonlinearity = Callable[[Tensor, Tensor], Tensor]
 
 def relu(pre: Float[Tensor, "batch d_sae"], bias: Float[Tensor, " d_sae"]) -> Float[Tensor, "batch d_sae"]:
     """Returns max(pre + bias, 0), with its true gradient."""
-    return torch.relu(pre + bias)
+    return (pre + bias).relu_()
 
 
 def prolu_relu(pre: Float[Tensor, "batch d_sae"], bias: Float[Tensor, " d_sae"]) -> Float[Tensor, "batch d_sae"]:
@@ -47,15 +48,18 @@ def nonlinearity(name: str) -> Nonlinearity:
     return globals()[name]
 
 
+def _where_positive(condition: Tensor, values: Tensor) -> Tensor:
+    """Returns values where condition > 0, else 0; selects, never multiplies: inf at a closed gate gives 0, not NaN.
+
+    On the CPU this takes a tenth of the time of `torch.where`, which branches at every element.
+    """
+    return torch.ops.aten.threshold_backward(values, condition, 0)
+
+
 def _gated(pre: Tensor, bias: Tensor) -> Tensor:
-    # pre + bias > 0 and pre > 0 is pre > max(-bias, 0) in IEEE arithmetic too: one comparison over the big array, not two.
-    return torch.where(pre > torch.relu(-bias), pre, 0)
-
-
-def _through_gate(grad_acts: Tensor, acts: Tensor) -> Tensor:
-    # acts > 0 exactly where the gate is open, so pre need not be kept. This selects instead of multiplying: a gradient
-    # of inf at a closed gate must give 0, not NaN.
-    return torch.ops.aten.threshold_backward(grad_acts, acts, 0)
+    # pre + bias > 0 and pre > 0 is pre - max(-bias, 0) > 0, to the last bit: a difference of floats has the right sign.
+    # NaN stays NaN, so that a diverged run shows.
+    return _where_positive(pre - torch.relu(-bias), pre)
 
 
 class _ProluRelu(torch.autograd.Function):
@@ -68,7 +72,7 @@ class _ProluRelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (acts,) = ctx.saved_tensors
-        grad = _through_gate(grad_outputs[0], acts)
+        grad = _where_positive(acts, grad_outputs[0])
         return grad, grad.sum(0)
 
 
@@ -82,6 +86,6 @@ class _ProluSte(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (acts,) = ctx.saved_tensors
-        grad = _through_gate(grad_outputs[0], acts)
+        grad = _where_positive(acts, grad_outputs[0])
         grad_times_pre = grad * acts
         return grad.add_(grad_times_pre), grad_times_pre.sum(0)

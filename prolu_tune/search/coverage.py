@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def largest_gap(l0s: Iterable[float | None], target: CoverageTarget) -> float:
     inside = sorted(math.log(l0) for l0 in l0s if l0 is not None and target.low <= l0 <= target.high)
     points = [target.log_low, *inside, target.log_high]
     span = target.log_high - target.log_low
-    return max(right - left for left, right in zip(points, points[1:], strict=False)) / span
+    return max(right - left for left, right in pairwise(points)) / span
 
 
 def coverage_of(l0s: Iterable[float | None], target: CoverageTarget) -> Coverage:

@@ -1,23 +1,21 @@
-"""Everything that a readable set of trials says about all groups: curves, open bins, what cannot be reached, when to stop."""
+"""Everything that a readable set of trials says about all groups: curves, open bins, what cannot be reached."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
 
+from prolu_tune.search.courses import CourseModel
 from prolu_tune.search.coverage import CoverageTarget, bin_counts
-from prolu_tune.search.records import DECISION_FRACTIONS, Course, Group, PendingTrial, TrialRecord, milestones
-from prolu_tune.search.response import SURPRISE, USUAL_SLOPE, Observation, Response, ResponsePrior, clipped_log
-from prolu_tune.search.stopping import CourseModel, Decision, decision_index
+from prolu_tune.search.records import Group, PendingTrial, TrialRecord
+from prolu_tune.search.response import USUAL_SLOPE, Observation, Response, ResponsePrior, clipped_log
 
 MIN_WIDTH = 0.03  # log coefficient: a bin that less than this leads to is not worth finding
 NARROW_BRACKET = 0.1  # log coefficient: in a bracket as narrow as this
 SURELY = 1.5  # and this many times too narrow for its bins, they are not worth finding
 WORTH_TRYING = 0.15  # a bin with a smaller chance than this at its best coefficient is probed or given up
 ENOUGH_TRIES = 5  # trainings in the bracket of a bin that missed it
-STOP_BELOW = 0.3  # chance of filling an open bin under which a running trial is stopped
 _DIVERGENCE_PRIOR, _DIVERGENCE_WEIGHT = 0.06, 3.0
 
 
@@ -232,7 +230,9 @@ class Landscape:
             place = (tight.left + tight.right) / 2
             close = [seen.number for seen in self.observations(group) if abs(seen.x - place) <= 0.06]
             if len(close) >= 3:
-                return Unreachable(index, f"{name}: {len(close)} trainings around {math.exp(place):.4g} missed it", tuple(close))
+                return Unreachable(
+                    index, f"{name}: {len(close)} trainings around {math.exp(place):.4g} missed it", tuple(close)
+                )
         strictly = [record for record in self.records[group] if bracket.left < record.log_coefficient < bracket.right]
         lost = [record.number for record in strictly if record.outcome in ("diverged", "failed")]
         limit = 3 if self.response(group).located else 6
@@ -293,38 +293,3 @@ class Landscape:
     def best_chance(self, group: Group, index: int) -> float:
         """The highest probability, over all coefficients, of a trial to land in the bin."""
         return float(self.response(group).probabilities(self.candidates(group))[:, index].max())
-
-    def should_stop(
-        self,
-        group: Group,
-        log_coefficient: float,
-        course: Course,
-        fraction: float,
-        pending: Sequence[PendingTrial] = (),
-    ) -> Decision:
-        """Whether a trial of the group, seen up to `fraction`, is going to fill no open bin."""
-        if fraction >= 1 - 1e-9:
-            return Decision(False, course[-1][1] if course else None, "the training is over")
-        seen = self.courses.predict(group, milestones(course), fraction)
-        if seen is None:
-            return Decision(False, None, "no point of decision has been passed")
-        mean, sd = self._combine(group, log_coefficient, seen)
-        edges = ndtr((self.target.log_edges - mean) / sd)
-        still_open = self.open_bins(group)
-        chance = float(((1 - self.covered(group, pending)) * np.diff(edges))[still_open].sum())
-        predicted = math.exp(mean)
-        percent = 100 * DECISION_FRACTIONS[decision_index(fraction) or 0]
-        told = f"at {percent:.0f}% it is going to land at L0 {predicted:.3g} (times or over {math.exp(sd):.2f})"
-        if chance < STOP_BELOW:
-            place = "a filled bin" if self.target.bin_of(predicted) is not None else "outside the range"
-            return Decision(True, predicted, f"{told}, {place}: chance of an open bin {chance:.2f}")
-        return Decision(False, predicted, f"{told}: chance of an open bin {chance:.2f}")
-
-    def _combine(self, group: Group, x: float, seen: tuple[float, float]) -> tuple[float, float]:
-        """Mean and sd of the landing from the course and from the curve; the course alone where they disagree."""
-        mean, sd = self.response(group).landing(np.array([x]))
-        gap = math.hypot(seen[1], float(sd[0]))
-        if abs(seen[0] - float(mean[0])) > SURPRISE * gap:
-            return seen[0], 1.3 * seen[1]
-        weight = float(sd[0]) ** 2 / gap**2
-        return weight * seen[0] + (1 - weight) * float(mean[0]), seen[1] * float(sd[0]) / gap

@@ -88,10 +88,11 @@ class CoverageSearch(Frozen):
     """Equal bins of log L0 in that range, for each architecture."""
     max_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 200
     """Trials in all, at most. Raising it continues the same sweep."""
-    window: PositiveInt = 8
-    """Trial n is chosen from the results of trials 0 to n - window, whatever finishes first. At least the trials at once."""
+    window: PositiveInt | None = 8
+    """Trial n is chosen from the results of trials 0 to n - window, whatever ends first; at least the trials at once.
+    None: from whatever has ended, so that the same sweep may unfold differently."""
     repeats: Annotated[int, Field(ge=0)] = 0
-    """Further seeds along the frontier once the bins are filled, if max_trials leaves room."""
+    """Finished trials wanted in each bin beyond the first, if max_trials leaves room."""
     early_stopping: bool = True
     """Stops a trial early that is going to land in a filled bin or outside the range."""
 

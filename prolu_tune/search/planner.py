@@ -29,9 +29,7 @@ class Proposal:
     waived: bool
 
 
-def propose(
-    landscape: Landscape, pending: Sequence[PendingTrial], groups: Sequence[Group] | None = None
-) -> Proposal:
+def propose(landscape: Landscape, pending: Sequence[PendingTrial], groups: Sequence[Group] | None = None) -> Proposal:
     """The next trial. Groups take turns, those with the fewest pending and ended trials first.
 
     Where no open bin is left (nobody asked `is_done`) the least useless trial is proposed, waived.
@@ -39,7 +37,8 @@ def propose(
     groups = list(landscape.spans if groups is None else groups)
     in_flight = {group: [trial for trial in pending if trial.group == group] for group in groups}
     order = sorted(
-        groups, key=lambda group: (len(in_flight[group]), len(landscape.records[group]) + len(in_flight[group]), groups.index(group))
+        groups,
+        key=lambda group: (len(in_flight[group]), len(landscape.records[group]) + len(in_flight[group]), groups.index(group)),
     )
     best: tuple[float, Group, float] | None = None
     for group in order:

@@ -1,7 +1,7 @@
 """Simulated architectures of all the kinds that real ones come in, to measure searches on.
 
-Scale and shape follow 30 real trainings: log L0 falls by 1 to 2 per unit of log coefficient, bends, starts from half the latents and
-sinks towards its end for most of a short training.
+Scale and shape follow 30 real trainings: log L0 falls by 1 to 2 per unit of log coefficient, bends, starts from half
+the latents and sinks towards its end for most of a short training.
 """
 
 import math

@@ -99,9 +99,9 @@ def record_of(trial: FrozenTrial, group: Group) -> TrialRecord:
     outcome = attrs.get("outcome", default)
     if outcome not in OUTCOMES:
         outcome = "failed"
-    l0 = attrs.get("l0", trial.values[0] if trial.values and outcome == "finished" else None)
-    if outcome == "finished" and not (_is_number(l0) and l0 >= 0):
-        outcome, l0 = "diverged", None
+    l0: Any = attrs.get("l0", trial.values[0] if trial.values else None)
+    if outcome == "finished" and (not _is_number(l0) or l0 < 0):
+        outcome = "diverged"
     predicted = attrs.get("predicted_l0")
     fraction = attrs.get("fraction", 1.0)
     return TrialRecord(
@@ -109,7 +109,7 @@ def record_of(trial: FrozenTrial, group: Group) -> TrialRecord:
         group=group,
         log_coefficient=math.log(trial.params["l1_coefficient"]),
         outcome=outcome,
-        l0=float(l0) if outcome == "finished" and l0 is not None else None,
+        l0=float(l0) if outcome == "finished" else None,
         course=_course_of(trial),
         predicted_l0=float(predicted) if predicted is not None and _is_number(predicted) else None,
         fraction=float(fraction) if _is_number(fraction) else 1.0,

@@ -43,7 +43,7 @@ def check_architectures(space: "SearchSpace") -> None:
         raise RelationError(("seeds",), "holds the same seed twice; every seed gives one repeat")
     if isinstance(space.search, CoverageSearch):
         at_once = space.resources.max_concurrent_trials or 1
-        if space.search.window < at_once:
+        if space.search.window is not None and space.search.window < at_once:
             raise RelationError(
                 ("search", "window"),
                 f"search.window ({space.search.window}) is less than resources.max_concurrent_trials ({at_once}), "

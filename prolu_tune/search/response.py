@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -51,6 +52,13 @@ def clipped_log(l0: float, target: CoverageTarget) -> float:
     """Log of `l0`, cut `FLOOR` outside the target so that 0 and huge values are finite."""
     low, high = target.log_low - FLOOR, target.log_high + FLOOR
     return min(max(math.log(l0), low), high) if l0 > 0 else low
+
+
+def _truncated_mass(edges: np.ndarray, lower: np.ndarray, upper: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """Mass between successive `edges` (first axis) of normal distributions cut to [lower, upper]."""
+    floor = ndtr((lower - mean) / sd)
+    mass = np.maximum(ndtr((upper - mean) / sd) - floor, 1e-4)
+    return np.diff(ndtr((edges - mean) / sd) - floor, axis=0) / mass
 
 
 class Response:
@@ -163,7 +171,7 @@ class Response:
     def _pieces(self, xs: np.ndarray) -> list[tuple[np.ndarray, SmoothCurve]]:
         """Masks over `xs` with the curve that holds there: each cliff is shared in its middle."""
         ends = [(self.x[stretch[0]], self.x[stretch[-1]]) for stretch in self._stretches]
-        cuts = [-np.inf, *((left[1] + right[0]) / 2 for left, right in zip(ends, ends[1:], strict=False)), np.inf]
+        cuts = [-np.inf, *((left[1] + right[0]) / 2 for left, right in pairwise(ends)), np.inf]
         return [((xs >= cuts[k]) & (xs < cuts[k + 1]), curve) for k, curve in enumerate(self._curves)]
 
     def _moments(self, xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +211,7 @@ class Response:
         """(left x, right x, left log L0, right log L0) of every cliff between smooth stretches."""
         level = self.falling
         pairs = zip(self._stretches, self._stretches[1:], strict=False) if self.located else ()
-        return [(self.x[a[-1]], self.x[b[0]], level[a[-1]], level[b[0]]) for a, b in pairs]
+        return [(float(self.x[a[-1]]), float(self.x[b[0]]), float(level[a[-1]]), float(level[b[0]])) for a, b in pairs]
 
     def _hazards(self, xs: np.ndarray) -> np.ndarray:
         """Probability, for each of `xs`, that the curve has jumped away or gone flat before it gets there."""
@@ -261,16 +269,17 @@ class Response:
         slack = 2 * self.noise
         lower, upper = lower - slack, upper + slack
         edges = np.clip(self.target.log_edges[:, None], lower, upper)
-        inside = np.zeros((self.target.bins, len(xs)))
-        pieces = self._pieces(xs) if self.located else [(np.ones(len(xs), dtype=bool), None)]
-        for mask, curve in pieces:
-            if not mask.any():
-                continue
-            weight, mean, sd = curve.components(xs[mask]) if curve is not None else self._line_components(xs[mask])
-            floor = ndtr((lower[mask] - mean) / sd)
-            mass = np.maximum(ndtr((upper[mask] - mean) / sd) - floor, 1e-4)
-            cumulative = (ndtr((edges[:, None, mask] - mean) / sd) - floor) / mass
-            inside[:, mask] = np.einsum("k,ekm->em", weight, np.diff(cumulative, axis=0))
+        if self.located:
+            inside = np.zeros((self.target.bins, len(xs)))
+            for mask, curve in self._pieces(xs):
+                if mask.any():
+                    mean, sd = curve.moments(xs[mask])
+                    inside[:, mask] = _truncated_mass(edges[:, mask], lower[mask], upper[mask], mean, sd)
+        else:
+            # One sum over the whole range, shared evenly: bins cannot be told apart yet, and lines are many.
+            weight, mean, sd = self._line_components(xs)
+            whole = weight @ _truncated_mass(edges[[0, -1], None, :], lower, upper, mean, sd)[0]
+            inside = np.tile(whole / self.target.bins, (self.target.bins, 1))
         with np.errstate(invalid="ignore"):
             uniform = np.nan_to_num(np.diff(edges, axis=0) / (upper - lower))
         inside = (1 - BRIDGE) * np.clip(inside, 0, 1) + BRIDGE * uniform

@@ -34,7 +34,7 @@ from prolu_tune.search.coverage import Coverage, CoverageTarget, coverage_of
 from prolu_tune.search.landscape import Landscape
 from prolu_tune.search.planner import propose
 from prolu_tune.search.records import WAIVED_KEY, Course, Group, PendingTrial, TrialRecord, record_of
-from prolu_tune.search.stopping import Decision
+from prolu_tune.search.stopping import Decision, judge
 
 DEFAULT_WINDOW = 8
 ARCHITECTURE, COEFFICIENT = "architecture", "l1_coefficient"
@@ -78,7 +78,9 @@ class L0CoverageSampler(BaseSampler):
             raise ValueError("a coverage sweep needs at least one architecture with a range of l1_coefficient, got none")
         for name, (low, high) in architectures.items():
             if not (0 < low < high < math.inf):
-                raise ValueError(f"l1_coefficient of {name} needs 0 < low < high, got [{low}, {high}]; [1e-5, 1] is wide enough")
+                raise ValueError(
+                    f"l1_coefficient of {name} needs 0 < low < high, got [{low}, {high}]; [1e-5, 1] is wide enough"
+                )
         if window is not None and window < 1:
             raise ValueError(f"window must be at least 1 (every result is read) or None, got {window}")
         if max_trials is not None and max_trials < 1:
@@ -156,14 +158,12 @@ class L0CoverageSampler(BaseSampler):
         group = self._group(trial)
         if group is None:
             raise ValueError(f"trial {number} has no {ARCHITECTURE} and {COEFFICIENT} of this sweep, it has {trial.params}")
-        return landscape.should_stop(group, math.log(trial.params[COEFFICIENT]), course, seen, pending)
+        return judge(landscape, group, math.log(trial.params[COEFFICIENT]), course, seen, pending)
 
     def coverage(self, study: Study) -> dict[Group, Coverage]:
         """The coverage of each group by all trials finished so far."""
         landscape = self._landscape(study, self._ended(study, study.get_trials(deepcopy=False)))
-        return {
-            group: coverage_of((record.l0 for record in landscape.records[group]), self.target) for group in self.spans
-        }
+        return {group: coverage_of((record.l0 for record in landscape.records[group]), self.target) for group in self.spans}
 
     def explain(self, study: Study) -> dict[str, dict[str, Any]]:
         """For each group, from all ended trials: filled, open and unreachable bins with evidence, largest gap, spent."""
@@ -188,9 +188,7 @@ class L0CoverageSampler(BaseSampler):
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self.space
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         self._raise_error_if_multi_objective(study)
         ours = self._propose(study, trial) if search_space and set(search_space) <= set(self.space) else {}
         return {
@@ -268,7 +266,10 @@ class L0CoverageSampler(BaseSampler):
         """What trial `number` may read, and the trials before it that it may not."""
         if self.window is None:
             others = [trial for trial in trials if trial.number != number]
-            readable, unreadable = others, [trial for trial in others if not trial.state.is_finished() and trial.number < number]
+            readable, unreadable = (
+                others,
+                [trial for trial in others if not trial.state.is_finished() and trial.number < number],
+            )
         else:
             first = max(number - self.window + 1, 0)
             readable, unreadable = trials[:first], trials[first:number]

@@ -1,4 +1,4 @@
-"""A whole coverage sweep on a formula instead of training, in virtual time, with the sampler and stopping rule of a real one."""
+"""A whole coverage sweep on a formula instead of training, in virtual time, with the sampler and rules of a real one."""
 
 import heapq
 import math

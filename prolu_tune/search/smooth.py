@@ -58,9 +58,7 @@ class SmoothCurve:
         evidence = evidence - np.array([0.7 * (length < 1) + 0.5 * (amplitude > 0.1) for length, amplitude, _ in grid])
         weight = np.where(evidence > evidence.max() - _WORTH, np.exp(evidence - evidence.max()), 0.0)
         weight = weight / weight.sum()
-        return [
-            (float(weight[k]), *grid[k], inverses[k], inverses[k].T @ white[k]) for k in range(len(grid)) if weight[k] > 0
-        ]
+        return [(float(weight[k]), *grid[k], inverses[k], inverses[k].T @ white[k]) for k in range(len(grid)) if weight[k] > 0]
 
     @cached_property
     def noise_variance(self) -> float:

@@ -30,7 +30,7 @@ from prolu_tune.search.relations import SET_PER_TRIAL, check_architectures, chec
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """All of a trial but its coefficient: coverage is sought within one (architecture, factors) over its seeds."""
+    """All of a trial but its coefficient."""
 
     architecture: str
     factors: tuple[tuple[str, Any], ...]
@@ -219,8 +219,6 @@ def read_space(path: str | Path, *, overrides: list[str] | None = None, name: st
     if name is not None:
         document.data["name"] = name
         document.keys[("name",)] = document.values[("name",)] = f"--name {name}"
-    if document.data.get("search") == "grid":
-        document.data["search"] = {"kind": "grid"}
     try:
         space = SearchSpace.model_validate(document.data)
     except ValidationError as error:

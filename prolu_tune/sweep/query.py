@@ -301,9 +301,12 @@ def _download(client: "MlflowClient", uri: str, run_id: str, folder: Path) -> Pa
         present = {Path(entry.path).name for entry in client.list_artifacts(run_id, "sae")}
         if not present.issuperset(SAE_FILES):
             raise InputError(f"run {run_id} holds no trained SAE; only a trial that ended has one (prolu-tune status NAME)")
+        target = folder / "sae"
+        target.mkdir()
         for name in SAE_FILES:
-            client.download_artifacts(run_id, f"sae/{name}", str(folder))
-    return folder / "sae"
+            # Where below the folder it lands depends on the kind of artifact store.
+            Path(client.download_artifacts(run_id, f"sae/{name}", str(folder))).replace(target / name)
+    return target
 
 
 def _facts(client: "MlflowClient", uri: str, parent: "Run") -> SweepFacts:

@@ -133,7 +133,7 @@ def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
 def _finish(screen: Screen, name: str, records: list[Record], exit_code: int | None, message: str | None = None) -> SweepOutcome:
     """Shows the result and the command that comes next."""
     failed = [record for record in records if record["state"] == "failed"]
-    on_frontier = [record["run_id"] for record in records if record["on_frontier"] and record["run_id"]]
+    on_frontier = [record["trial"] for record in records if record["on_frontier"]]
     if exit_code is None:
         exit_code = 1 if failed else 0
     following = [f"prolu-tune pareto {name}", f"prolu-tune best {name} --max-l0 25"]

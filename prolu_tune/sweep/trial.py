@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _store_trained(folder: Path, config: TrialConfig, result: TrainingResult, pr
         predicted_l0=predicted_l0,
     )
     if result.outcome == "finished":
-        save_sae(result.sae, folder / "sae", config=config.model_dump(mode="json"))
+        save_sae(result.sae, folder / "sae", config=config.model_dump(mode="json"), versions=versions(), metrics={})
     replace_file(folder / "trained.json", json.dumps(asdict(trained)).encode())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return trained
@@ -126,6 +127,11 @@ def _store_trained(folder: Path, config: TrialConfig, result: TrainingResult, pr
 def _read_trained(folder: Path) -> TrainedTrial | None:
     path = folder / "trained.json"
     return TrainedTrial(**json.loads(path.read_bytes())) if path.exists() else None
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a result depends on, by package."""
+    return {name: metadata.version(name) for name in ("prolu-tune", "torch", "transformer-lens", "transformers", "datasets")}
 
 
 def save_metrics(sae_folder: Path, metrics: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ def _tune(space: SearchSpace, driver: SweepDriver, *, storage: Path, at_once: in
         driver.screen.phase(f"loading {space.activations.model}")
         longest = max((trial.training.num_tokens for trial in space.trials()), default=space.training.num_tokens)
         ask(servers[0].check.remote(longest))
+        driver.screen.phase("")
         resources: dict[str, float] = {"cpu": space.resources.cpus_per_trial}
         if space.resources.gpus_per_trial:
             resources["gpu"] = space.resources.gpus_per_trial

@@ -25,7 +25,8 @@ def test_bfloat16_operands_leave_statistics_and_gradients_in_float32_and_near_th
         assert getattr(rounded, name).item() == pytest.approx(getattr(exact, name).item(), rel=0.02)
     for a, b in zip(exact_sae.parameters(), rounded_sae.parameters(), strict=True):
         assert b.dtype == b.grad.dtype == torch.float32
-        assert (a.grad - b.grad).norm() < 0.1 * a.grad.norm()
+        # Rounding opens and closes gates; with sqrt_l1 each such entry carries a gradient of up to 500 coefficients.
+        assert (a.grad - b.grad).norm() < {"l1": 0.05, "sqrt_l1": 0.4}[penalty] * a.grad.norm()
 
 
 def test_gradients_of_one_step_do_not_add_to_those_of_the_last():

@@ -243,7 +243,7 @@ def test_a_window_too_short_for_the_dead_frequency_is_reported_once_in_words_and
 
 
 def test_more_dead_latents_than_candidates_are_replaced_as_far_as_they_go():
-    run = Run(resampling={"max_candidate_norm": 8.0})
+    run = Run(resampling={"max_candidate_norm": 8.0, "dead_frequency": 0.6})
     result = run.go()
     event = run.rows[7]
     assert 0 < event["num_resampled"] == event["num_candidates"] < event["num_dead"]

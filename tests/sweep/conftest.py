@@ -1,0 +1,5 @@
+"""One store for all tests of queries: making one takes seconds."""
+
+from stored_sweeps import stored
+
+__all__ = ["stored"]
