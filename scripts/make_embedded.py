@@ -205,7 +205,7 @@ def write_tokenizer(output: Path, vocab_size: int) -> None:
 
 def token_rows(tokenizer: PreTrainedTokenizerFast, texts: list[str], n_ctx: int, offset: int = 0) -> Tensor:
     """The texts, each after a BOS, as one stream cut into rows of `n_ctx` tokens whose position 0 is BOS."""
-    bos = tokenizer.convert_tokens_to_ids([BOS])[0]
+    bos: int = tokenizer.get_vocab()[BOS]
     stream = [token for ids in tokenizer(texts)["input_ids"] for token in (bos, *ids)][offset:]
     rows = torch.tensor(stream[: len(stream) // n_ctx * n_ctx]).view(-1, n_ctx)
     rows[:, 0] = bos
@@ -217,7 +217,7 @@ def next_token_loss(logits: Tensor, rows: Tensor) -> Tensor:
     return cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
 
 
-def learning_rate_factor(step: int, num_steps: int, warmup_steps: int = 100) -> float:
+def learning_rate_factor(step: int, num_steps: int, warmup_steps: int = 50) -> float:
     """Linear warm-up, then a cosine from 1 to 0.02 at the last step."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
     return min(1.0, (step + 1) / warmup_steps) * (0.02 + 0.98 * cosine)
@@ -279,7 +279,7 @@ def train(output: Path, settings: argparse.Namespace) -> None:
             optimizer.step()
             optimizer.zero_grad()
         mean_loss += (loss.item() - mean_loss) / min(step + 1, 100)
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 100 == 0:
             tokens = (step + 1) * batch.numel()
             wall_s = time.monotonic() - start
             print(f"step {step + 1}: loss {mean_loss:.3f}, {tokens:,} tokens, {wall_s:.0f} s", flush=True)
@@ -349,9 +349,9 @@ def main() -> None:
     parser.add_argument("--num-layers", type=int, default=4)
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--n-ctx", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=16, help="rows per step")
-    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch-size", type=int, default=8, help="rows per step")
+    parser.add_argument("--muon-lr", type=float, default=0.015)
     parser.add_argument("--adamw-lr", type=float, default=3e-3)
     parser.add_argument("--save-every", type=int, default=250, help="steps")
     parser.add_argument("--threads", type=int, default=1)

@@ -24,7 +24,7 @@ def chunk_name(index: int) -> str:
     return f"train-{index:07d}"
 
 
-def open_chunk(path: Path, *, d_in: int) -> np.ndarray:
+def open_chunk(path: Path, *, tokens: int, d_in: int) -> np.ndarray:
     """Returns a chunk's activations (tokens, d_in), float16, memory-mapped; verified at the first opening in a process.
 
     Raises:
@@ -32,16 +32,17 @@ def open_chunk(path: Path, *, d_in: int) -> np.ndarray:
         DamagedFileError: if it is not what was written.
     """
     _, arrays = open_mapped(path)
-    if len(arrays) != 1 or arrays[0].dtype != np.float16 or arrays[0].shape[1] != d_in:
-        raise DamagedFileError(f"{path.name} does not hold one table of float16 activations {d_in} wide")
+    if len(arrays) != 1 or arrays[0].dtype != np.float16 or arrays[0].shape != (tokens, d_in):
+        raise DamagedFileError(f"{path.name} does not hold {tokens} float16 activations {d_in} wide")
     return arrays[0]
 
 
-def open_or_remake(ensure: Callable[[], Path], *, d_in: int, say: Callable[[str], None] = ignore) -> np.ndarray:
+def open_or_remake(ensure: Callable[[], Path], *, tokens: int, d_in: int, say: Callable[[str], None] = ignore) -> np.ndarray:
     """Returns the chunk that `ensure` names, asking again when it was evicted meanwhile or is damaged (which is said).
 
     Args:
         ensure: makes the chunk if it is missing and returns its file; may be a call to another process.
+        tokens: activations it must hold.
         d_in: width of the hook.
         say: told about a damaged file.
 
@@ -51,7 +52,7 @@ def open_or_remake(ensure: Callable[[], Path], *, d_in: int, say: Callable[[str]
     path = ensure()
     for _ in range(OPEN_ATTEMPTS):
         try:
-            return open_chunk(path, d_in=d_in)
+            return open_chunk(path, tokens=tokens, d_in=d_in)
         except FileNotFoundError:
             path = ensure()
         except DamagedFileError as error:

@@ -47,7 +47,9 @@ def local_files(dataset: str) -> list[Path]:
     path = Path(dataset).expanduser()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _kind(file) and file.is_file())
     if not files:
-        raise InputError(f"activations.dataset {dataset} holds no .parquet, .jsonl, .json or .txt files; give the folder that does")
+        raise InputError(
+            f"activations.dataset {dataset} holds no .parquet, .jsonl, .json or .txt files; give the folder that does"
+        )
     for file in files:
         if not _kind(file):
             raise InputError(
@@ -88,7 +90,9 @@ def choose_column(names: list[str], *, column: str | None, where: str) -> str:
         if name in names:
             return name
     there = ", ".join(names) or "none"
-    raise InputError(f"{where} has no column {' or '.join(wanted)}; its columns are: {there}; set activations.column to one of them")
+    raise InputError(
+        f"{where} has no column {' or '.join(wanted)}; its columns are: {there}; set activations.column to one of them"
+    )
 
 
 def checked_column(array: pa.Array, *, where: str, column: str) -> pa.Array:
@@ -129,13 +133,19 @@ def _read_parquet(file: Path, column: str | None) -> Iterator[tuple[Piece, float
                 done += batch.num_rows
                 yield Piece(checked_column(batch.column(0), where=str(file), column=name)), done / max(rows, 1)
     except pa.ArrowException as error:
-        raise InputError(f"{file} is not a sound Parquet file ({_first_line(error)}); make it again or give another file") from error
+        raise InputError(
+            f"{file} is not a sound Parquet file ({_first_line(error)}); make it again or give another file"
+        ) from error
 
 
 def _text_stream(file: Path) -> tuple[pa.NativeFile, io.TextIOWrapper]:
     raw = pa.OSFile(str(file))
     compressed = file.suffix.lower() in COMPRESSIONS
-    source = pa.input_stream(raw, compression=file.suffix.lower()[1:].replace("gz", "gzip").replace("zst", "zstd")) if compressed else raw
+    source = (
+        pa.input_stream(raw, compression=file.suffix.lower()[1:].replace("gz", "gzip").replace("zst", "zstd"))
+        if compressed
+        else raw
+    )
     return raw, io.TextIOWrapper(io.BufferedReader(source), encoding="utf-8")  # pyright: ignore[reportArgumentType] - NativeFile is a raw stream
 
 
@@ -173,7 +183,9 @@ def _json_column(documents: list[Any], file: Path, number: int, name: str) -> pa
         array = pa.array(documents)
     except (pa.ArrowException, OverflowError) as error:
         where = f"{file}: column {name}, near line {number}"
-        raise InputError(f"{where}: values of different kinds ({_first_line(error)}); make them all text or all lists of ids") from error
+        raise InputError(
+            f"{where}: values of different kinds ({_first_line(error)}); make them all text or all lists of ids"
+        ) from error
     if types.is_list(array.type) and types.is_null(array.type.value_type):
         array = array.cast(pa.list_(pa.int64()))
     return checked_column(array, where=str(file), column=name)

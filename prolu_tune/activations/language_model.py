@@ -8,6 +8,7 @@ Everything goes through TransformerLens's hook points. Two findings shape the co
   costs one layer more.
 """
 
+import contextlib
 import difflib
 import threading
 from collections.abc import Callable
@@ -82,37 +83,9 @@ class LanguageModel:
 
     def activations(self, tokens: Int[Tensor, "rows ctx"]) -> Float[Tensor, "rows ctx d_in"]:
         """Returns the hook's activations in float32 on the device; nothing after the hook is computed."""
-        found: list[Tensor] = []
+        return self._reach(tokens).flatten(2).float()
 
-        def stop(tensor: Tensor, hook: object) -> None:
-            found.append(tensor)
-            raise _HookReachedError
-
-        with self._lock, torch.no_grad():
-            try:
-                self._forward(tokens, stop, return_type=None)
-            except _HookReachedError:
-                return self._flat(found[0]).float()
-        raise InputError(
-            f"activations.hook_name {self.config.hook_name} of {self.info.name} is never reached; choose another hook"
-        )
-
-    def losses_and_activations(
-        self, tokens: Int[Tensor, "rows ctx"]
-    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows ctx d_in"]]:
-        """Returns what `losses` and `activations` return, from one pass."""
-        found: list[Tensor] = []
-
-        def keep(tensor: Tensor, hook: object) -> None:
-            found.append(tensor)
-
-        with self._lock, torch.no_grad():
-            logits = self._forward(tokens, keep)
-            return next_token_losses(logits, tokens.to(self.device)), self._flat(found[0]).float()
-
-    def losses(
-        self, tokens: Int[Tensor, "rows ctx"], replacement: Replacement | None = None
-    ) -> Float[Tensor, " rows"]:
+    def losses(self, tokens: Int[Tensor, "rows ctx"], replacement: Replacement | None = None) -> Float[Tensor, " rows"]:
         """Returns the sum of next-token cross-entropies of each sequence (ctx - 1 predictions), nats, float64.
 
         Args:
@@ -122,7 +95,7 @@ class LanguageModel:
 
         def replace(tensor: Tensor, hook: object) -> Tensor:
             assert replacement is not None
-            return replacement(self._flat(tensor).float()).reshape(tensor.shape).to(tensor.dtype)
+            return replacement(tensor.flatten(2).float()).reshape(tensor.shape).to(tensor.dtype)
 
         with self._lock, torch.no_grad():
             logits = self._forward(tokens, None if replacement is None else replace)
@@ -167,38 +140,34 @@ class LanguageModel:
         if self.device.type == "cpu" and torch.get_num_threads() != self.config.lm_threads:
             torch.set_num_threads(self.config.lm_threads)
 
-    def _flat(self, tensor: Tensor) -> Tensor:
-        """Heads and their width become one width."""
-        return tensor.flatten(2)
-
-    def _probe(self) -> int:
-        """Returns the hook's width, found on tokens of no meaning."""
-        shapes = []
-        for length in PROBE_LENGTHS:
-            tokens = torch.zeros(2, length, dtype=torch.long)
-            shapes.append((length, tuple(self._raw(tokens).shape)))
-        if any(len(shape) < 3 or shape[:2] != (2, length) for length, shape in shapes) or shapes[0][1][2:] != shapes[1][1][2:]:
-            length, shape = shapes[0]
-            raise InputError(
-                f"activations.hook_name {self.config.hook_name} gives shape {list(shape)} for 2 sequences of {length} tokens, "
-                "not one vector per token; choose a hook such as blocks.L.hook_resid_pre or blocks.L.hook_mlp_out"
-            )
-        self.tokens_processed = 0
-        return int(torch.tensor(shapes[0][1][2:]).prod())
-
-    def _raw(self, tokens: Tensor) -> Tensor:
+    def _reach(self, tokens: Tensor) -> Tensor:
+        """Returns what arrives at the hook, in its own shape and precision."""
         found: list[Tensor] = []
 
         def stop(tensor: Tensor, hook: object) -> None:
             found.append(tensor)
             raise _HookReachedError
 
-        with torch.no_grad():
-            try:
-                self._forward(tokens, stop, return_type=None)
-            except _HookReachedError:
-                return found[0]
-        raise InputError(f"activations.hook_name {self.config.hook_name} is never reached in {self.info.name}; choose another hook")
+        with self._lock, torch.no_grad(), contextlib.suppress(_HookReachedError):
+            self._forward(tokens, stop, return_type=None)
+        if not found:
+            raise InputError(
+                f"activations.hook_name {self.config.hook_name} is never reached in {self.info.name}; choose another hook"
+            )
+        return found[0]
+
+    def _probe(self) -> int:
+        """Returns the hook's width, found on tokens of no meaning."""
+        found = [self._reach(torch.zeros(2, length, dtype=torch.long)) for length in PROBE_LENGTHS]
+        shapes = [tuple(tensor.shape) for tensor in found]
+        per_token = all(shape[:2] == (2, length) for shape, length in zip(shapes, PROBE_LENGTHS, strict=True))
+        if not (per_token and len(shapes[0]) > 2 and shapes[0][2:] == shapes[1][2:] and found[0].is_floating_point()):
+            raise InputError(
+                f"activations.hook_name {self.config.hook_name} gives shape {list(shapes[0])} for 2 sequences of "
+                f"{PROBE_LENGTHS[0]} tokens, not one vector per token; choose a hook such as blocks.L.hook_resid_pre"
+            )
+        self.tokens_processed = 0
+        return found[0][0, 0].numel()
 
     def _check_suffix(self, tokens: Tensor, activations: Tensor) -> bool:
         """Returns whether running only the layers after the hook gives the losses of the full pass."""
@@ -214,9 +183,7 @@ class LanguageModel:
         return torch.allclose(full, quick, rtol=1e-4)
 
 
-def next_token_losses(
-    logits: Float[Tensor, "rows ctx vocab"], tokens: Int[Tensor, "rows ctx"]
-) -> Float[Tensor, " rows"]:
+def next_token_losses(logits: Float[Tensor, "rows ctx vocab"], tokens: Int[Tensor, "rows ctx"]) -> Float[Tensor, " rows"]:
     """Returns each row's sum of cross-entropies of token i + 1 given the logits at i; float64.
 
     Row by row: the temporaries of all rows at once would take as much memory again as the logits.

@@ -63,11 +63,13 @@ def model_folder(config: ActivationConfig) -> tuple[Path, str | None]:
         SurroundingsError: if the hub cannot be reached.
     """
     name = config.model
+    path = Path(name).expanduser()
+    if config.model_revision is not None and (name == "embedded" or path.exists()):
+        raise InputError(f"activations.model_revision has no effect on {name}, which is local; remove it")
     if name == "embedded":
         from prolu_tune.embedded import MODEL_DIR
 
         return Path(MODEL_DIR), None
-    path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"activations.model {name} is a folder without config.json; give a folder in Hugging Face format")
@@ -163,7 +165,9 @@ def load_tokenizer(info: ModelInfo) -> Any | None:
         try:
             return AutoTokenizer.from_pretrained(info.folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"the tokenizer in {info.folder} cannot be loaded ({_first_line(error)}); repair or remove it") from error
+            raise InputError(
+                f"the tokenizer in {info.folder} cannot be loaded ({_first_line(error)}); repair or remove it"
+            ) from error
 
 
 def _single(value: Any) -> int | None:

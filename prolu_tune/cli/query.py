@@ -1,5 +1,6 @@
 """`status`, `pareto`, `best`, `dashboard`: what a sweep found, read from MLflow alone."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,14 +109,15 @@ def status(
     if watch and as_json:
         raise InputError("--json prints one document, --watch many; leave one of them out")
     if watch:
-        watch_status(lambda: load_sweep(name, tracking_uri=tracking_uri, storage=storage).status(), interval_s)
-        return
+        raise typer.Exit(
+            watch_status(lambda: load_sweep(name, tracking_uri=tracking_uri, storage=storage).status(), interval_s)
+        )
     document = load_sweep(name, tracking_uri=tracking_uri, storage=storage).status()
     if as_json:
         _print_json(document)
     else:
         print("\n".join(status_lines(document)))
-        _say_next(f"prolu-tune pareto {document['sweep']}")
+        _say_next(f"prolu-tune pareto {shlex.quote(name)}")
     _exit_if_empty(document["runs"], "no trial has begun")
 
 
@@ -149,7 +151,7 @@ def pareto(
         write_table(document["runs"], form, sweeps=_sweep_of_each(sweep, document["runs"]))
     elif document["runs"]:
         print("\n".join(_pareto_lines(document)))
-        _say_next(f"prolu-tune best {' '.join(names)} --max-l0 25")
+        _say_next(f"prolu-tune best {shlex.join(names)} --max-l0 25")
     _exit_if_empty(document["runs"], _why_nothing(whole, sweep, x, y))
 
 
@@ -183,7 +185,7 @@ def best(
         print(f"{sweep.name}: lowest CE degradation{limit}, best first\n")
         print("\n".join(aligned(runs, width=terminal_width())))
         print(f"\nTo use the first:\n\n{_python_lines(sweep, runs[0])}")
-        _say_next(f"prolu-tune pareto {' '.join(names)}")
+        _say_next(f"prolu-tune pareto {shlex.join(names)}")
     _exit_if_empty(runs, f"no finished trial{'' if max_l0 is None else f' has L0 at or under {max_l0:g}'}")
 
 

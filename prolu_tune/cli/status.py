@@ -35,42 +35,51 @@ def status_lines(document: dict[str, Any]) -> list[str]:
     return lines
 
 
-def watch_status(load: Callable[[], dict[str, Any]], interval_s: float) -> None:
-    """Returns when the sweep has ended; until then shows its status anew at every interval, off a terminal when it changed.
+def watch_status(load: Callable[[], dict[str, Any]], interval_s: float) -> int:
+    """Returns the exit code once the sweep has ended or Ctrl-C was pressed; until then shows its status at every interval.
+
+    Off a terminal it says a line when the states of trials have changed.
 
     Args:
         load: Reads the document.
         interval_s: Seconds between two looks.
     """
-    document = load()
-    if not sys.stdout.isatty():
-        _watch_plainly(load, document, interval_s)
-        return
+    try:
+        if sys.stdout.isatty():
+            return _watch_live(load, interval_s)
+        return _watch_plainly(load, interval_s)
+    except KeyboardInterrupt:
+        print("the sweep goes on without being watched", file=sys.stderr)
+        return 130
+
+
+def _watch_live(load: Callable[[], dict[str, Any]], interval_s: float) -> int:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     console = Console(highlight=False, markup=False, emoji=False)
+    document = load()
     with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
         while True:
             # Folded, not cut: ids and paths stay whole.
             live.update(Text("\n".join(status_lines(document)), overflow="fold"), refresh=True)
             if document["run_status"] != "RUNNING":
-                break
+                return 0 if document["runs"] else 1
             time.sleep(interval_s)
             document = load()
 
 
-def _watch_plainly(load: Callable[[], dict[str, Any]], document: dict[str, Any], interval_s: float) -> None:
-    said: dict[str, int] = {}
+def _watch_plainly(load: Callable[[], dict[str, Any]], interval_s: float) -> int:
+    said: dict[str, int] | None = None
     while True:
+        document = load()
         if document["states"] != said:
             said = document["states"]
             print(f"{time.strftime('%H:%M:%S')} {status_lines(document)[0]}", flush=True)
         if document["run_status"] != "RUNNING":
-            return
+            return 0 if document["runs"] else 1
         time.sleep(interval_s)
-        document = load()
 
 
 def _coverage_lines(coverage: dict[str, dict[str, Any]]) -> list[str]:

@@ -67,14 +67,14 @@ def aligned(records: Sequence[Record], columns: Sequence[Column] = RUN_COLUMNS, 
     Args:
         records: What to show.
         columns: Which fields, in order.
-        width: Columns of the terminal: less important fields are left out until the table fits, none is ever cut.
-            None: all fields.
+        width: Columns of the terminal: fields that are the same in all records, then less important ones are left out
+            until the table fits; none is ever cut. None: all fields.
     """
     shown = list(columns)
     while True:
         rows = [[cell(column.key, record.get(column.key)) for column in shown] for record in records]
         widths = [max(len(text) for text in texts) for texts in zip([c.title for c in shown], *rows, strict=True)]
-        heaviest = max(shown, key=lambda column: column.weight)
+        heaviest = max(shown, key=lambda column: _dispensable(column, records))
         if width is None or sum(widths) + 2 * (len(shown) - 1) <= width or not heaviest.weight:
             break
         shown.remove(heaviest)
@@ -85,6 +85,12 @@ def aligned(records: Sequence[Record], columns: Sequence[Column] = RUN_COLUMNS, 
         ).rstrip()
         for row in ([column.title for column in shown], *rows)
     ]
+
+
+def _dispensable(column: Column, records: Sequence[Record]) -> int:
+    """Returns the weight of a column, raised where it tells no record from another."""
+    same = len({record.get(column.key) for record in records}) == 1
+    return column.weight + 100 if column.weight and same else column.weight
 
 
 def terminal_width() -> int | None:

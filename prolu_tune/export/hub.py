@@ -34,9 +34,14 @@ def push_folder(folder: Path, repo_id: str, *, message: str, private: bool = Fal
         InputError: if nobody is logged in or the repository is somebody else's.
         SurroundingsError: if the hub cannot be reached or refuses; the folder stays where it is.
     """
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    # Which HTTP library is underneath changes with versions of huggingface_hub; its module of errors always has HTTPError.
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # see above
+        LocalTokenNotFoundError,
+    )
 
     api = HfApi(library_name="prolu-tune")
     again = f"the folder {folder} is complete; give the same command with --overwrite again"
@@ -57,7 +62,7 @@ def push_folder(folder: Path, repo_id: str, *, message: str, private: bool = Fal
         if status in (401, 403):
             raise InputError(f"--push-to-hub {repo_id}: the hub refuses ({status}); {LOGIN_HINT}") from None
         raise SurroundingsError(f"the hub refuses ({_first_line(error)}); {again}") from error
-    except (httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise SurroundingsError(f"the hub cannot be reached ({_first_line(error)}); {again}") from error
     return f"{repo}/tree/main/{folder.name}"
 

@@ -3,27 +3,35 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
-from prolu_tune.search.courses import CourseModel
+from prolu_tune.search.courses import CourseModel, decision_index
 from prolu_tune.search.coverage import CoverageTarget, bin_counts
-from prolu_tune.search.records import Group, PendingTrial, TrialRecord
-from prolu_tune.search.response import USUAL_SLOPE, Observation, Response, ResponsePrior, clipped_log
+from prolu_tune.search.records import DECISION_FRACTIONS, Course, Group, PendingTrial, TrialRecord, milestones
+from prolu_tune.search.response import SURPRISE, USUAL_SLOPE, Observation, Response, ResponsePrior, clipped_log
 
 MIN_WIDTH = 0.03  # log coefficient: a bin that less than this leads to is not worth finding
-NARROW_BRACKET = 0.1  # log coefficient: in a bracket as narrow as this
-SURELY = 1.5  # and this many times too narrow for its bins, they are not worth finding
+NARROW_BRACKET = 0.15  # log coefficient: in a bracket as narrow as this
+RIM_BRACKET = 0.045
+SURELY = 1.2  # and this many times too narrow for its bins, they are not worth finding
 WORTH_TRYING = 0.15  # a bin with a smaller chance than this at its best coefficient is probed or given up
 ENOUGH_TRIES = 5  # trainings in the bracket of a bin that missed it
+STOP_BELOW = 0.3  # chance of filling an open bin under which a running trial is stopped
 _DIVERGENCE_PRIOR, _DIVERGENCE_WEIGHT = 0.06, 3.0
+
+
+Spans = Mapping[Group, tuple[float, float]]
+"""Natural logarithms of the smallest and largest coefficient of each group, in a fixed order."""
 
 
 @dataclass(frozen=True)
 class Bracket:
     """Where on the log coefficient a bin can still lie, and which trials say so (None: the end of the range).
 
-    `bins` is by how many bins L0 falls from end to end.
+    `bins` is by how many bins L0 falls from end to end; `rim` says that the bin is the first or last of them.
     """
 
     left: float
@@ -31,6 +39,7 @@ class Bracket:
     left_trial: int | None
     right_trial: int | None
     bins: float = 1.0
+    rim: bool = False
 
     @property
     def width(self) -> float:
@@ -44,6 +53,25 @@ class Unreachable:
     bin: int
     reason: str
     trials: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to stop a trial.
+
+    Args:
+        stop: True to stop it now.
+        predicted_l0: where it is going to land, or None if nothing is known (no decision fraction passed yet).
+        reason: one sentence for logs and for `status`.
+    """
+
+    stop: bool
+    predicted_l0: float | None
+    reason: str
+
+
+def _rebuilt(records: Sequence[TrialRecord], target: CoverageTarget, spans: Spans, repeats: int) -> "Landscape":
+    return Landscape(records, target, spans, repeats=repeats)
 
 
 class Landscape:
@@ -60,10 +88,11 @@ class Landscape:
         self,
         records: Sequence[TrialRecord],
         target: CoverageTarget,
-        spans: Mapping[Group, tuple[float, float]],
+        spans: Spans,
         *,
         repeats: int = 0,
     ) -> None:
+        self._given = tuple(records), target, dict(spans), repeats
         self.target = target
         self.spans = dict(spans)
         self.repeats = repeats
@@ -76,7 +105,13 @@ class Landscape:
         self._responses: dict[Group, Response] = {}
         self._summaries: dict[Group, tuple[float, float, float | None] | None] = {}
         self._brackets: dict[Group, list[Bracket]] = {}
+        self._chances: dict[Group, tuple[np.ndarray, np.ndarray]] = {}
+        self._open: dict[Group, np.ndarray] = {}
         self._unreachable: dict[Group, dict[int, Unreachable]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to a trial's process as what it was made of, without what was computed on the way."""
+        return _rebuilt, self._given
 
     # -- curves
 
@@ -167,10 +202,12 @@ class Landscape:
 
     def open_bins(self, group: Group) -> np.ndarray:
         """Indices of the bins that still want a trial: empty and not unreachable, then those short of repeats."""
-        counts = self.counts(group)
-        wanted = np.array([index not in self.unreachable(group) for index in range(self.target.bins)], dtype=bool)
-        level = int(counts[wanted].min()) if wanted.any() else 0
-        return np.flatnonzero(wanted & (counts == level)) if level <= self.repeats else np.array([], dtype=int)
+        if group not in self._open:
+            counts, gone = self.counts(group), self.unreachable(group)
+            wanted = np.array([index not in gone for index in range(self.target.bins)], dtype=bool)
+            level = int(counts[wanted].min()) if wanted.any() else 0
+            self._open[group] = np.flatnonzero(wanted & (counts == level) & (level <= self.repeats))
+        return self._open[group]
 
     def brackets(self, group: Group) -> list[Bracket]:
         """For each bin the stretch of log coefficient where it can still lie, from trials that surely landed beside it."""
@@ -222,7 +259,7 @@ class Landscape:
                 reason = f"{name}: L0 jumps over it between the coefficients {places}"
             return Unreachable(index, reason, trials)
         tight = self._tight_bracket(group, index)
-        if tight is not None and tight.width < NARROW_BRACKET and tight.bins * MIN_WIDTH > SURELY * tight.width:
+        if tight is not None and self._hopeless(tight):
             places = f"{math.exp(tight.left):.4g} and {math.exp(tight.right):.4g}"
             numbers = tuple(number for number in (tight.left_trial, tight.right_trial) if number is not None)
             return Unreachable(index, f"{name}: L0 falls through {tight.bins:.1f} bins between {places}", numbers)
@@ -239,9 +276,18 @@ class Landscape:
         if len(lost) >= limit and len(lost) == len(strictly):
             return Unreachable(index, f"{name}: every training between its neighbours diverged or failed", tuple(lost))
         tried = tuple(record.number for record in strictly if record.outcome not in ("diverged", "failed"))
-        if len(tried) >= ENOUGH_TRIES and (len(tried) >= 2 * ENOUGH_TRIES or self.best_chance(group, index) < 0.35):
+        sure = sum(seen.sd < 0.15 for seen in self.observations(group) if bracket.left < seen.x < bracket.right)
+        if len(tried) >= 2 * ENOUGH_TRIES or (sure >= ENOUGH_TRIES and self.best_chance(group, index) < 0.35):
             return Unreachable(index, f"{name}: {len(tried)} trainings around its place missed it", tried)
         return None
+
+    def _hopeless(self, tight: Bracket) -> bool:
+        """Whether a tight bracket is too narrow for the bins that L0 falls through in it.
+
+        A bin at its rim may be reached from a shoulder of the cliff, and is sought for longer.
+        """
+        limit = RIM_BRACKET if tight.rim else NARROW_BRACKET
+        return tight.width < limit and tight.bins * MIN_WIDTH > SURELY * tight.width
 
     def _tight_bracket(self, group: Group, index: int) -> Bracket | None:
         """The bracket of a bin taking every observation at its word, or None where one side is open."""
@@ -252,8 +298,10 @@ class Landscape:
             return None
         last, first = int(left[-1]), int(right[0])
         numbers = response.observations[last].number, response.observations[first].number
-        bins = float(response.falling[last] - response.falling[first]) / self.target.bin_width
-        return Bracket(float(response.x[last]), float(response.x[first]), *numbers, bins)
+        level, width = response.falling, self.target.bin_width
+        rim = level[last] - top < width or bottom - level[first] < width
+        bins = float(level[last] - level[first]) / width
+        return Bracket(float(response.x[last]), float(response.x[first]), *numbers, bins, bool(rim))
 
     # -- what a trial is worth
 
@@ -272,6 +320,13 @@ class Landscape:
         fine_mean = np.minimum.accumulate(response.landing(fine)[0])
         aimed = np.interp(-levels, -fine_mean - 1e-9 * np.arange(len(fine))[::-1], fine)
         return np.unique(np.concatenate([even, np.clip(aimed, low, high)]))
+
+    def chances(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
+        """The `candidates` (m,) and their probabilities to land in each bin (m, bins)."""
+        if group not in self._chances:
+            xs = self.candidates(group)
+            self._chances[group] = xs, self.response(group).probabilities(xs)
+        return self._chances[group]
 
     def survival(self, group: Group, xs: np.ndarray) -> np.ndarray:
         """Probability that a training at each of `xs` neither diverges nor fails, from what happened nearby."""
@@ -292,4 +347,40 @@ class Landscape:
 
     def best_chance(self, group: Group, index: int) -> float:
         """The highest probability, over all coefficients, of a trial to land in the bin."""
-        return float(self.response(group).probabilities(self.candidates(group))[:, index].max())
+        return float(self.chances(group)[1][:, index].max())
+
+    # -- stopping early
+
+    def should_stop(
+        self,
+        group: Group,
+        log_coefficient: float,
+        course: Course,
+        fraction: float,
+        pending: Sequence[PendingTrial] = (),
+    ) -> Decision:
+        """Whether a trial of the group, seen up to `fraction`, is going to fill no open bin."""
+        if fraction >= 1 - 1e-9:
+            return Decision(False, float(course[-1][1]) if course else None, "the training is over")
+        seen = self.courses.predict(group, milestones(course), fraction)
+        if seen is None:
+            return Decision(False, None, "no decision fraction has been passed")
+        mean, sd = self._combine(group, log_coefficient, seen)
+        inside = np.diff(ndtr((self.target.log_edges - mean) / sd))
+        chance = float(((1 - self.covered(group, pending)) * inside)[self.open_bins(group)].sum())
+        predicted = math.exp(mean)
+        percent = 100 * DECISION_FRACTIONS[decision_index(fraction) or 0]
+        told = f"at {percent:.0f}% it is going to land at L0 {predicted:.3g} (within a factor of {math.exp(sd):.2f})"
+        if chance >= STOP_BELOW:
+            return Decision(False, predicted, f"{told}: chance of an open bin {chance:.2f}")
+        place = "where no bin is open" if self.target.bin_of(predicted) is not None else "outside the range"
+        return Decision(True, predicted, f"{told}, {place}: chance of an open bin {chance:.2f}")
+
+    def _combine(self, group: Group, x: float, seen: tuple[float, float]) -> tuple[float, float]:
+        """Mean and sd of the landing from the course and from the curve; the course alone where they disagree."""
+        mean, sd = (float(part[0]) for part in self.response(group).landing(np.array([x])))
+        gap = math.hypot(seen[1], sd)
+        if abs(seen[0] - mean) > SURPRISE * gap:
+            return seen[0], 1.3 * seen[1]
+        weight = sd**2 / gap**2
+        return weight * seen[0] + (1 - weight) * mean, seen[1] * sd / gap

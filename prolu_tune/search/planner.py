@@ -59,8 +59,8 @@ def best_of_group(landscape: Landscape, group: Group, pending: Sequence[PendingT
     still_open = landscape.open_bins(group)
     if not len(still_open):
         return (low + high) / 2, 0.0
-    xs = landscape.candidates(group)
-    landing = landscape.response(group).probabilities(xs)[:, still_open]
+    xs, landing = landscape.chances(group)
+    landing = landing[:, still_open]
     if landing.sum(axis=1).max() < WORTH_TRYING:
         return probe(landscape, group, still_open, pending)
     same_bin = 0.75 * landscape.target.bin_width / abs(landscape.prior(group).slope)

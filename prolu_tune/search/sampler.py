@@ -22,22 +22,37 @@ import math
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from prolu_tune.search.coverage import Coverage, CoverageTarget, coverage_of
-from prolu_tune.search.landscape import Landscape
+from prolu_tune.search.landscape import Decision, Landscape
 from prolu_tune.search.planner import propose
 from prolu_tune.search.records import WAIVED_KEY, Course, Group, PendingTrial, TrialRecord, record_of
-from prolu_tune.search.stopping import Decision, judge
 
 DEFAULT_WINDOW = 8
+_LANDSCAPES_KEPT = 32
 ARCHITECTURE, COEFFICIENT = "architecture", "l1_coefficient"
+
+
+def _running(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if not trial.state.is_finished()]
+
+
+@dataclass
+class _Cache:
+    """What was read of a storage's ended trials, which do not change, and the newest landscapes."""
+
+    records: dict[int, TrialRecord | None] = field(default_factory=dict)
+    landscapes: OrderedDict[tuple[int, ...], Landscape] = field(default_factory=OrderedDict)
 
 
 class L0CoverageSampler(BaseSampler):
@@ -102,8 +117,13 @@ class L0CoverageSampler(BaseSampler):
             for name, (low, high) in self.architectures.items()
             for values in itertools.product(*self.factors.values())
         }
-        self._records: dict[tuple[int, int], TrialRecord | None] = {}
-        self._landscapes: OrderedDict[tuple[int, tuple[int, ...]], Landscape] = OrderedDict()
+        self._caches: WeakKeyDictionary[BaseStorage, _Cache] = WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_caches"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _caches=WeakKeyDictionary())
 
     # -- the loop around the study
 
@@ -124,6 +144,9 @@ class L0CoverageSampler(BaseSampler):
     def ready(self, study: Study) -> bool:
         """Whether the next trial may be asked for: all results that it reads are there."""
         trials = study.get_trials(deepcopy=False)
+        if self.window is None and trials and WAIVED_KEY in trials[-1].system_attrs:
+            # Asking again before anything has ended would get the same answer.
+            return len(_running(trials)) < trials[-1].system_attrs[WAIVED_KEY]
         return self._unread(trials, len(trials)) is None
 
     def is_done(self, study: Study) -> bool:
@@ -151,14 +174,19 @@ class L0CoverageSampler(BaseSampler):
 
         Reads what the suggestion of that trial was allowed to read.
         """
+        landscape, group, log_coefficient, pending = self.stop_view(study, number)
+        seen = fraction if fraction is not None else (course[-1][0] if course else 0.0)
+        return landscape.should_stop(group, log_coefficient, course, seen, pending)
+
+    def stop_view(self, study: Study, number: int) -> tuple[Landscape, Group, float, list[PendingTrial]]:
+        """What `should_stop` judges trial `number` by: landscape, group, log coefficient, pending trials. Can be pickled."""
         trials = study.get_trials(deepcopy=False)
         trial = trials[number]
-        landscape, pending = self._view(study, trials, number)
-        seen = fraction if fraction is not None else (course[-1][0] if course else 0.0)
         group = self._group(trial)
         if group is None:
             raise ValueError(f"trial {number} has no {ARCHITECTURE} and {COEFFICIENT} of this sweep, it has {trial.params}")
-        return judge(landscape, group, math.log(trial.params[COEFFICIENT]), course, seen, pending)
+        landscape, pending = self._view(study, trials, number)
+        return landscape, group, math.log(trial.params[COEFFICIENT]), pending
 
     def coverage(self, study: Study) -> dict[Group, Coverage]:
         """The coverage of each group by all trials finished so far."""
@@ -223,7 +251,7 @@ class L0CoverageSampler(BaseSampler):
         ]
         proposal = propose(landscape, pending, groups or None)
         if proposal.waived and not fixed:
-            study._storage.set_trial_system_attr(trial._trial_id, WAIVED_KEY, True)
+            study._storage.set_trial_system_attr(trial._trial_id, WAIVED_KEY, len(pending))
         return {**dict(zip(names, proposal.group, strict=True)), COEFFICIENT: math.exp(proposal.log_coefficient)}
 
     @staticmethod
@@ -251,12 +279,15 @@ class L0CoverageSampler(BaseSampler):
 
     def _record(self, study: Study, trial: FrozenTrial) -> TrialRecord | None:
         """The record of an ended trial, read once; None for waived and foreign ones."""
-        key = (id(study._storage), trial._trial_id)
-        if key not in self._records:
+        records = self._cache(study).records
+        if trial._trial_id not in records:
             group = self._group(trial)
             waived = WAIVED_KEY in trial.system_attrs and trial.state != TrialState.COMPLETE
-            self._records[key] = None if group is None or waived else record_of(trial, group)
-        return self._records[key]
+            records[trial._trial_id] = None if group is None or waived else record_of(trial, group)
+        return records[trial._trial_id]
+
+    def _cache(self, study: Study) -> "_Cache":
+        return self._caches.setdefault(study._storage, _Cache())
 
     def _ended(self, study: Study, trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
         found = (self._record(study, trial) for trial in trials if trial.state.is_finished())
@@ -281,9 +312,10 @@ class L0CoverageSampler(BaseSampler):
         return self._landscape(study, self._ended(study, readable)), pending
 
     def _landscape(self, study: Study, records: list[TrialRecord]) -> Landscape:
-        key = (id(study._storage), tuple(record.number for record in records))
-        if key not in self._landscapes:
-            self._landscapes[key] = Landscape(records, self.target, self.spans, repeats=self.repeats)
-            while len(self._landscapes) > 32:
-                self._landscapes.popitem(last=False)
-        return self._landscapes[key]
+        landscapes = self._cache(study).landscapes
+        key = (study._study_id, *(record.number for record in records))
+        if key not in landscapes:
+            landscapes[key] = Landscape(records, self.target, self.spans, repeats=self.repeats)
+            while len(landscapes) > _LANDSCAPES_KEPT:
+                landscapes.popitem(last=False)
+        return landscapes[key]

@@ -88,6 +88,14 @@ class CoverageProposer:
         """Returns what the sampler's early stopping knows about an entry."""
         return CoverageStopRule(*self.sampler.stop_view(study, number)) if self._early_stopping else None
 
+    def metrics(self, study: Study) -> dict[str, float]:
+        """Returns each group's coverage: bins filled, share of them, largest gap, full trainings spent."""
+        told = {}
+        for group, facts in self.sampler.explain(study).items():
+            name = group.replace("+", "_").replace(" ", "_")
+            told |= {f"coverage/{name}/{key}": float(facts[key]) for key in ("filled", "bins", "largest_gap", "spent")}
+        return told
+
     def _unborn(self, study: Study) -> FrozenTrial | None:
         """An entry that a crash left without its configuration: the sampler gives it the same parameters again."""
         running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))

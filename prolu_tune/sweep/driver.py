@@ -35,6 +35,8 @@ class SweepDriver:
     """Why the surroundings made the sweep stop."""
     configs: dict[int, TrialConfig] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the sweep itself, for the parent run."""
     _waiting: deque[Proposal] = field(default_factory=deque)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -100,6 +102,12 @@ class SweepDriver:
         """Lets running trials save and leave, and starts no others."""
         self.stopping = True
         self.folder.stop_file.touch()
+
+    def count_tokens(self, tokens: dict[str, int]) -> None:
+        """Adds what a node passed through its language model: of the training stream, and in all."""
+        for part, number in tokens.items():
+            key = f"language_model_tokens_{part}"
+            self.metrics[key] = self.metrics.get(key, 0.0) + number
 
     def records(self) -> list[Record]:
         """Returns the records of all trials that ended, in index order."""

@@ -1,8 +1,8 @@
 """Where a sweep keeps its files, and how they are written: replaced whole, never in place.
 
-    STORAGE/mlflow.db, artifacts/, cache/           shared by all sweeps of a storage folder
-    STORAGE/sweeps/NAME/space.json, study.journal, lock
-    STORAGE/sweeps/NAME/trials/0007/                metrics.jsonl, checkpoints, sae/, error.txt
+STORAGE/mlflow.db, artifacts/, cache/           shared by all sweeps of a storage folder
+STORAGE/sweeps/NAME/space.json, study.journal, lock
+STORAGE/sweeps/NAME/trials/0007/                metrics.jsonl, checkpoints, sae/, error.txt
 """
 
 import errno

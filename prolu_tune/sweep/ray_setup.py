@@ -62,7 +62,8 @@ def start_ray(address: str | None, *, token_folder: Path, trial_gpus: float) -> 
             ray.init(address=address, **common)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address} does not answer" if address else "Ray does not start on this machine"
-        raise SurroundingsError(f"{where} ({str(error).strip().splitlines()[0]}); mend that, then run the same command again") from error
+        reason = str(error).strip().splitlines()[0]
+        raise SurroundingsError(f"{where} ({reason}); mend that, then run the same command again") from error
     return nodes()
 
 

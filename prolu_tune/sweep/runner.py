@@ -1,6 +1,6 @@
 """Runs a sweep from start to end, or from wherever the last attempt ended.
 
-    lock -> study -> (MLflow in a thread) -> Ray -> node servers -> Tune over the study's trials -> frontier
+lock -> study -> (MLflow in a thread) -> Ray -> node servers -> Tune over the study's trials -> frontier
 """
 
 import json
@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.samplers import BaseSampler
+
 from prolu_tune.errors import InputError, SurroundingsError
 from prolu_tune.search.space import SearchSpace
+from prolu_tune.sweep.coverage_search import CoverageProposer
 from prolu_tune.sweep.driver import SweepDriver, frontier_trials, sweep_records
 from prolu_tune.sweep.files import SweepFolder, SweepLock, replace_file
 from prolu_tune.sweep.records import Record
 from prolu_tune.sweep.screen import Screen
 from prolu_tune.sweep.signals import StopSignals
-from prolu_tune.sweep.study import GridProposer, SweepStudy
+from prolu_tune.sweep.study import GridProposer, Proposer, SweepStudy
 from prolu_tune.sweep.tracking import MlflowWriter, Tracker, default_tracking_uri, experiment_name
 
 TRACKER_CLOSE_S = 60.0
@@ -71,11 +74,11 @@ def _run_locked(
     space: SearchSpace, folder: SweepFolder, *, storage: Path, uri: str, address: str | None, retry_failed: bool, screen: Screen
 ) -> SweepOutcome:
     _check_identity(space, folder)
-    study = SweepStudy(folder, space.name)
+    proposer, sampler = _search(space)
+    study = SweepStudy(folder, space.name, sampler=sampler)
     if study.torn_bytes:
-        screen.note(f"the study's last record was cut off by a crash; {study.torn_bytes} bytes set aside, nothing that ended is lost")
+        screen.note(f"a crash cut off the study's last record; its {study.torn_bytes} bytes are set aside, no result is lost")
     retried = study.retry(["failed"]) if retry_failed else []
-    proposer = GridProposer(space)
     results = study.results()
     total = proposer.total(study.optuna_study)
     marker = folder.root / "tracked"
@@ -100,6 +103,14 @@ def _run_locked(
     return _conclude(driver, marker)
 
 
+def _search(space: SearchSpace) -> tuple[Proposer, BaseSampler | None]:
+    """Returns what proposes the trials of a space, and the sampler that its study needs."""
+    if space.search.kind == "grid":
+        return GridProposer(space), None
+    proposer = CoverageProposer(space)
+    return proposer, proposer.sampler
+
+
 def _run_trials(space: SearchSpace, driver: SweepDriver, *, storage: Path, address: str | None) -> None:
     """Everything with Ray in it; imported here, because a finished sweep needs none of it."""
     from prolu_tune.sweep.tuning import run_trials
@@ -115,7 +126,8 @@ def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
     frontier = frontier_trials(records)
     driver.tracker.call(lambda writer: writer.mark_frontier(frontier))
     status = "FINISHED" if complete else "KILLED"
-    driver.tracker.call(lambda writer: writer.end_sweep(status, {"num_ended": float(len(records))}))
+    totals = driver.metrics | {"num_ended": float(len(records)), **driver.proposer.metrics(driver.study.optuna_study)}
+    driver.tracker.call(lambda writer: writer.end_sweep(status, totals))
     try:
         driver.tracker.close(timeout_s=TRACKER_CLOSE_S)
     except SurroundingsError as error:
@@ -130,7 +142,9 @@ def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
     return _finish(driver.screen, driver.name, records, exit_code, driver.failure)
 
 
-def _finish(screen: Screen, name: str, records: list[Record], exit_code: int | None, message: str | None = None) -> SweepOutcome:
+def _finish(
+    screen: Screen, name: str, records: list[Record], exit_code: int | None, message: str | None = None
+) -> SweepOutcome:
     """Shows the result and the command that comes next."""
     failed = [record for record in records if record["state"] == "failed"]
     on_frontier = [record["trial"] for record in records if record["on_frontier"]]
@@ -194,7 +208,8 @@ def prepare_cache(space: SearchSpace, *, storage: Path, screen: Screen) -> int:
         InputError: the space does not fit the model or the data.
         SurroundingsError: the disk failed or is too small.
     """
-    from prolu_tune.sweep.node import NodeServer, node_settings
+    from prolu_tune.sweep.node import NodeServer
+    from prolu_tune.sweep.settings import node_settings
 
     server = NodeServer(node_settings(space, storage))
     count = server.num_chunks(max(trial.training.num_tokens for trial in space.trials() or [space.base]))
@@ -203,17 +218,18 @@ def prepare_cache(space: SearchSpace, *, storage: Path, screen: Screen) -> int:
     watcher.start()
     try:
         for chunk in range(count):
-            screen.phase("preparing activations", done=chunk, total=count)
             server.ensure_chunk(chunk)
+            screen.note(f"chunk {chunk + 1} of {count} is ready")
     finally:
         finished.set()
         watcher.join()
-    screen.phase("preparing activations", done=count, total=count)
-    screen.stop()
+        screen.stop()
     return count
 
 
 def _watch(server: Any, screen: Screen, finished: threading.Event) -> None:
     while not finished.wait(1.0):
-        for note in server.take_notes():
+        state = server.state()
+        for note in state["notes"]:
             screen.note(note)
+        screen.phase(state["work"], done=state["done"], total=state["total"])

@@ -75,6 +75,10 @@ class Proposer(Protocol):
         """Returns the rule of the study's entry `number`, the same at every call."""
         ...
 
+    def metrics(self, study: Study) -> dict[str, float]:
+        """Returns what the search itself can tell of the sweep, for the parent run."""
+        ...
+
 
 class GridProposer:
     """Proposes the trials of a grid in the space's order."""
@@ -98,6 +102,10 @@ class GridProposer:
     def stop_rule(self, study: Study, number: int) -> StopRule | None:
         """Returns None: a grid trains every trial to its end."""
         return None
+
+    def metrics(self, study: Study) -> dict[str, float]:
+        """Returns nothing."""
+        return {}
 
 
 def enter_trial(study: Study, index: int, config: TrialConfig) -> None:

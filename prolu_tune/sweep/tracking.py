@@ -27,6 +27,8 @@ ROWS_PER_BATCH = 1000
 """MLflow's limit of metrics in one call."""
 RETRY_S = (1.0, 2.0, 5.0)
 """Pauses between attempts while the server is away; the last one repeats."""
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
+"""MLflow's codes for what it understood and will not do, however often it is asked."""
 TERMINATED = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 
 
@@ -146,7 +148,8 @@ class MlflowWriter:
             data = lines.read()
         whole = data[: data.rfind(b"\n") + 1]
         rows = [json.loads(line) for line in whole.splitlines()]
-        self._log_metrics(run, [(f"train/{key}", value, row["step"]) for row in rows for key, value in row.items() if key != "step"])
+        values = [(f"train/{key}", value, row["step"]) for row in rows for key, value in row.items() if key != "step"]
+        self._log_metrics(run, values)
         run.bytes_logged += len(whole)
 
     def _log_metrics(self, run: _TrialRun, metrics: Sequence[tuple[str, float | None, int]]) -> None:
@@ -200,7 +203,8 @@ class MlflowWriter:
 
     def mark_frontier(self, on_frontier: set[int]) -> None:
         """Gives the tag `prolu.pareto` to these trials and takes it from all others."""
-        tagged = {run.info.run_id for run in self._search(f"tags.`prolu.sweep` = '{self._sweep}' and tags.`prolu.pareto` = 'true'")}
+        found = self._search(f"tags.`prolu.sweep` = '{self._sweep}' and tags.`prolu.pareto` = 'true'")
+        tagged = {run.info.run_id for run in found}
         for index, run in self.tracked.children.items():
             if index in on_frontier and run.run_id not in tagged:
                 self._client.set_tag(run.run_id, "prolu.pareto", "true")
@@ -312,7 +316,7 @@ def _may_pass(error: Exception) -> bool:
     """Whether the same call may work later: not if it is our bug, or the server understood and refused it."""
     if isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
         return False
-    return getattr(error, "error_code", None) not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
+    return getattr(error, "error_code", None) not in REFUSALS
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from prolu_tune.search.space import SearchSpace
 from prolu_tune.sweep import ray_setup
 from prolu_tune.sweep.driver import SweepDriver
-from prolu_tune.sweep.node import node_settings
+from prolu_tune.sweep.settings import WorkerSettings, node_settings
 
 PROGRESS_EVERY_S = 1.0
 
@@ -36,7 +36,7 @@ def _tune(space: SearchSpace, driver: SweepDriver, *, storage: Path, at_once: in
     from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 
     from prolu_tune.sweep.searcher import DriverCallback, StudySearcher
-    from prolu_tune.sweep.worker import WorkerSettings, ask, node_actor, ray_trial
+    from prolu_tune.sweep.worker import ask, node_actor, ray_trial
 
     settings = WorkerSettings(
         sweep_folder=str(driver.folder.root), namespace=f"prolu-{space.name}", node=node_settings(space, storage)
@@ -47,7 +47,7 @@ def _tune(space: SearchSpace, driver: SweepDriver, *, storage: Path, at_once: in
     try:
         driver.screen.phase(f"loading {space.activations.model}")
         longest = max((trial.training.num_tokens for trial in space.trials()), default=space.training.num_tokens)
-        ask(servers[0].check.remote(longest))
+        ask(servers[0], "check", longest)
         driver.screen.phase("")
         resources: dict[str, float] = {"cpu": space.resources.cpus_per_trial}
         if space.resources.gpus_per_trial:
@@ -71,6 +71,8 @@ def _tune(space: SearchSpace, driver: SweepDriver, *, storage: Path, at_once: in
                 failure_config=FailureConfig(max_failures=space.resources.max_failures),
             ),
         ).fit()
+        for server in servers:
+            driver.count_tokens(ask(server, "tokens_processed"))
     finally:
         watcher.stop()
 
@@ -99,14 +101,14 @@ class ServerWatcher:
 
     def _run(self) -> None:
         import ray
+        from ray.exceptions import RayError
 
         while not self._done.wait(PROGRESS_EVERY_S):
             for server in self._servers:
                 try:
-                    state = ray.get(server.state.remote(), timeout=5)
-                except ray.exceptions.RayError:
+                    state: Any = ray.get(server.call.remote("state"), timeout=5)
+                except RayError:
                     continue
                 for note in state["notes"]:
                     self._driver.screen.note(note)
-                if state["work"]:
-                    self._driver.screen.phase(state["work"], done=state["done"], total=state["total"])
+                self._driver.screen.phase(state["work"], done=state["done"], total=state["total"])

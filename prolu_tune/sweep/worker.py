@@ -1,21 +1,22 @@
-"""What runs inside Ray's processes: one actor per node with the language model, and the function that Tune calls for a trial."""
+"""What runs inside Ray's processes: an actor per node with the language model, and the function Tune calls for a trial."""
 
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prolu_tune.config.resolve import plan_trial
 from prolu_tune.config.trial import TrialConfig
 from prolu_tune.errors import InputError, SurroundingsError
 from prolu_tune.sweep.files import SweepFolder, replace_file, surroundings_error
-from prolu_tune.sweep.node import NodeServer, NodeSettings
+from prolu_tune.sweep.settings import NodeSettings, WorkerSettings
 from prolu_tune.sweep.study import TrialResult
 
 REPORT_EVERY_S = 1.0
@@ -24,13 +25,17 @@ POLL_EVERY_S = 0.5
 """How often a trial looks whether it shall stop."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """What a trial's process needs to know of the sweep; travels with every assignment."""
+class NodeActor:
+    """Ray's wrapper of a `NodeServer`; the driver names it without importing torch."""
 
-    sweep_folder: str
-    namespace: str
-    node: NodeSettings
+    def __init__(self, settings: NodeSettings) -> None:
+        from prolu_tune.sweep.node import NodeServer
+
+        self._server = NodeServer(settings)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Returns what the server's method returns."""
+        return getattr(self._server, method)(*arguments)
 
 
 def node_actor(settings: WorkerSettings, node_id: str | None = None) -> Any:
@@ -41,7 +46,7 @@ def node_actor(settings: WorkerSettings, node_id: str | None = None) -> Any:
     """
     node_id = node_id or ray.get_runtime_context().get_node_id()
     return (
-        ray.remote(NodeServer)
+        ray.remote(NodeActor)
         .options(
             name=f"node-{node_id[:12]}",
             namespace=settings.namespace,
@@ -56,7 +61,7 @@ def node_actor(settings: WorkerSettings, node_id: str | None = None) -> Any:
     )
 
 
-def ask(call: Any) -> Any:
+def ask(node: Any, method: str, *arguments: Any) -> Any:
     """Returns the answer of a node server's method; our own errors arrive as what they are.
 
     Raises:
@@ -64,12 +69,12 @@ def ask(call: Any) -> Any:
         SurroundingsError: the node's process or its disk failed.
     """
     try:
-        return ray.get(call)
-    except ray.exceptions.RayTaskError as error:
+        return ray.get(node.call.remote(method, *arguments))
+    except RayTaskError as error:
         if isinstance(error.cause, InputError | SurroundingsError):
             raise error.cause from None
         raise
-    except ray.exceptions.RayActorError as error:
+    except RayActorError as error:
         raise SurroundingsError(f"the process with the language model died ({error.error_msg})") from error
 
 
@@ -106,17 +111,19 @@ def _run(assignment: dict[str, Any], settings: WorkerSettings, folder: Path) -> 
 
     config = TrialConfig.model_validate_json(assignment["config"])
     node = node_actor(settings)
-    plan = plan_trial(config, d_in=ask(node.describe.remote())["d_in"])
-    stream = ActivationStream.of_server(lambda chunk: ask(node.ensure_chunk.remote(chunk)))
+    layout = ask(node, "describe")
+    plan = plan_trial(config, d_in=layout.d_in)
+    stream = ActivationStream(layout, lambda chunk: ask(node, "ensure_chunk", chunk))
+    batch_size, num_tokens = config.training.batch_size, config.training.batch_size * plan.num_batches
 
     def batches(first_token: int) -> Iterator[Any]:
-        return stream.batches(first_token, batch_size=config.training.batch_size, num_batches=plan.num_batches)
+        return stream.batches(first_token, batch_size=batch_size, num_tokens=num_tokens)
 
     return run_trial(
         config,
         plan=plan,
         batches=batches,
-        evaluate=lambda sae_folder: ask(node.evaluate.remote(str(sae_folder))),
+        evaluate=lambda sae_folder: ask(node, "evaluate", str(sae_folder)),
         report=_reporter(plan.num_steps),
         folder=folder,
         device=settings.node.device,

@@ -123,7 +123,7 @@ def _gradients(
     by_token = _offsets(torch.bincount(entries.row, minlength=batch))
     values_by_token = torch.empty_like(values).index_copy_(0, order, values)
     residual = torch.empty_like(centred)
-    for tokens, recon in _weighted_sums(sae.W_dec, entries.latent, values_by_token, by_token):
+    for tokens, recon in _weighted_sums(sae.W_dec.detach(), entries.latent, values_by_token, by_token):
         torch.sub(recon, centred[tokens], out=residual[tokens])
     # metrics.squared_error(recon, x), without another array of that size.
     squared_error = residual.square().sum(1).mean()

@@ -211,6 +211,8 @@ def test_a_narrow_terminal_loses_columns_but_no_part_of_an_id(call):
         lines = aligned(runs, width=width)
         assert all(run["run_id"] in "\n".join(lines) for run in runs)
         assert max(map(len, lines)) <= max(width, 80)
+    # The learning rate is the same in all, the seed is not.
+    assert " seed " in aligned(runs, width=90)[0] and " lr " not in aligned(runs, width=90)[0]
     assert len(aligned(runs, width=80)[0].split()) < len(aligned(runs, width=140)[0].split())
 
 

@@ -1,16 +1,19 @@
-"""Run by the Python of the peers' environment: loads an exported folder with its own tool and writes what that makes of x.
+"""Run by the Python of the peers' environment: loads exported folders with their own tools and writes what those make of x.
 
-Arguments: format, folder (or USER/REPO and folder for `hub`), x.npy, out.npz. Prints the metadata as JSON.
+Argument: a JSON file with a list of {"kind", "place", "x", "out"}; `place` is a folder, or USER/REPO#FOLDER for `hub`.
+Writes acts and recon to each `out` and prints the list of metadata as JSON.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
 
-def main(kind: str, place: str, x_file: str, out_file: str) -> None:
+def read(kind: str, place: str, x: str, out: str) -> dict:
+    """Returns the metadata that the tool has of one folder."""
     if kind == "dictionary_learning":
         from dictionary_learning.utils import load_dictionary
 
@@ -22,11 +25,11 @@ def main(kind: str, place: str, x_file: str, out_file: str) -> None:
         sae = SAE.from_pretrained(*place.split("#")) if kind == "hub" else SAE.load_from_disk(place)
         metadata = {"class": type(sae).__name__, "normalize": sae.cfg.normalize_activations, **sae.cfg.metadata.to_dict()}
     with torch.no_grad():
-        acts = sae.encode(torch.from_numpy(np.load(x_file)))
+        acts = sae.encode(torch.from_numpy(np.load(x)))
         recon = sae.decode(acts)
-    np.savez(out_file, acts=acts.numpy(), recon=recon.numpy())
-    print(json.dumps(metadata))
+    np.savez(out, acts=acts.numpy(), recon=recon.numpy())
+    return metadata
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(json.dumps([read(**job) for job in json.loads(Path(sys.argv[1]).read_text())]))

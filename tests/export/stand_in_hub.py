@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
             repo = f"{asked['organization']}/{asked['name']}"
-            hub.private[repo] = bool(asked.get("private"))
+            hub.private[repo] = asked.get("visibility") == "private" or asked.get("private") is True
             hub.files.setdefault(repo, {})
             return self._answer(200, {"url": f"{self.server.url}/{repo}", "id": repo})
         if parts[0] == "api" and parts[4:5] == ["preupload"]:

@@ -69,9 +69,7 @@ def test_saelens_metadata_says_where_the_autoencoder_belongs(tmp_path):
 @pytest.mark.parametrize("normalized_inputs", [False, True])
 def test_a_dictionary_learning_folder_computes_what_the_autoencoder_does(tmp_path, nonlinearity, penalty, normalized_inputs):
     save_sample(tmp_path / "sae", nonlinearity, penalty, normalization="per_token" if normalized_inputs else "none")
-    export_folder(
-        tmp_path / "sae", tmp_path / "out", format_name="dictionary_learning", normalized_inputs=normalized_inputs
-    )
+    export_folder(tmp_path / "sae", tmp_path / "out", format_name="dictionary_learning", normalized_inputs=normalized_inputs)
     state = torch.load(tmp_path / "out" / "ae.pt", weights_only=True)
     trainer = json.loads((tmp_path / "out" / "config.json").read_text())["trainer"]
     x = tokens()
@@ -124,7 +122,9 @@ def test_hooks_are_counted_by_outputs_in_dictionary_learning(hook_name, place):
     assert locate(hook_name) == place
 
 
-@pytest.mark.parametrize("hook_name", ["blocks.0.hook_resid_pre", "hook_embed", "blocks.2.hook_resid_mid", "blocks.2.mlp.hook_post"])
+@pytest.mark.parametrize(
+    "hook_name", ["blocks.0.hook_resid_pre", "hook_embed", "blocks.2.hook_resid_mid", "blocks.2.mlp.hook_post"]
+)
 def test_hooks_that_are_no_output_of_a_layer_are_refused_for_dictionary_learning(hook_name):
     with pytest.raises(InputError, match=f"{hook_name}.*--format saelens"):
         locate(hook_name)

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from stored_sweeps import EXP3, Store
+from stored_sweeps import EXP3, Store, config, measured
 
 from prolu_tune import load_sae, load_sweep
 from prolu_tune.errors import InputError, SurroundingsError
 from prolu_tune.sweep import store
 from prolu_tune.sweep.query import Sweep, load_sweeps
-from prolu_tune.sweep.records import FIELDS, to_json
+from prolu_tune.sweep.records import FIELDS, new_record, to_json
 from prolu_tune.sweep.store import parse_reference, resolve_tracking_uri
+from prolu_tune.sweep.study import TrialResult
+from prolu_tune.sweep.tracking import MlflowWriter
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +277,29 @@ print([m for m in ("torch", "ray", "optuna", "matplotlib") if m in sys.modules],
 def test_a_query_needs_no_torch_no_ray_no_network_and_says_nothing(stored: Store):
     done = subprocess.run([sys.executable, "-c", QUERY, str(stored.storage)], capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == ("[] [] None", "")
+
+
+def test_what_a_sweep_writes_is_what_a_query_reads(stored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PROLU_EXPERIMENT", "written")
+    writer = MlflowWriter(stored.uri, experiment="written", artifacts=tmp_path / "artifacts", sweep="fresh")
+    writer.start_sweep({"architectures": {"prolu_ste+l1": {}}, "search": {"kind": "grid"}}, 3)
+    trained = stored.storage.parent / "made" / "sae"
+    results = [
+        TrialResult(outcome="finished", record=dict(measured(24.8, 0.11)), checkpoint=str(trained)),
+        TrialResult(outcome="failed", record={}, message="RuntimeError: disk on fire"),
+    ]
+    configs = [config("prolu_ste+l1", 0.1 * (1 + index)) for index in range(2)]
+    for index, (trial_config, result) in enumerate(zip(configs, results, strict=True)):
+        writer.start_trial(index, trial_config)
+        writer.end_trial(index, trial_config, result, tmp_path / "trials" / str(index))
+    writer.mark_frontier({0})
+    sweep = load_sweep("fresh", storage=stored.storage)
+    finished, failed = sweep.records
+    made = {"run_id": finished["run_id"], "trial": 0, "state": "finished", "metrics": measured(24.8, 0.11)}
+    assert finished == new_record(configs[0], **made, checkpoint=str(trained), on_frontier=True)
+    assert failed["state"] == "failed" and failed["l0"] is None
+    status = sweep.status()
+    assert status["states"] == {"finished": 1, "failed": 1, "pending": 1}
+    assert status["failed"][0]["message"] == "RuntimeError: disk on fire"
+    assert status["failed"][0]["log"].endswith("error.txt")
+    assert load_sae(finished["run_id"], storage=stored.storage).d_in == 8

@@ -1,0 +1,247 @@
+"""How good autoencoders are on held-out tokens: sparsity, reconstruction, and the language model's loss with them spliced in.
+
+Clean and zero losses are measured once per model, data and hook (`Baseline`). The hook's activations are cached like
+chunks of the stream, in float16, and for each autoencoder only encode, decode and the layers after the hook are run.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from prolu_tune import metrics
+from prolu_tune.activations.cache import open_or_remake
+from prolu_tune.activations.digests import digest_of, read_json, replace_text
+from prolu_tune.activations.source import ActivationSource
+from prolu_tune.errors import InputError
+from prolu_tune.sae.model import SparseAutoencoder
+
+BASELINE_FORMAT = 1
+CACHE_PART_TOKENS = 2**16
+"""Held-out tokens whose activations share a cache file."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The language model's losses without an autoencoder, nats per predicted token."""
+
+    ce_loss_clean: float
+    ce_loss_zero: float
+    """With the hook's activations replaced by zero."""
+    ce_loss_zero_bos_kept: float
+    """The same, but those at BOS left as they are."""
+    tokens: int
+
+
+class EvaluationData:
+    """The held-out rows of a source in their seeded order, and the hook's activations on them."""
+
+    def __init__(self, source: ActivationSource, *, num_tokens: int) -> None:
+        """Args:
+        source: of model, hook and data.
+        num_tokens: held-out tokens to use.
+
+        Raises:
+            InputError: if the evaluation range holds fewer.
+        """
+        self.source = source
+        ctx = source.config.context_length
+        self.num_rows = -(-num_tokens // ctx)
+        have, _ = source.rows.count("eval", at_least=self.num_rows)
+        if have < self.num_rows:
+            raise InputError(
+                f"evaluation.num_tokens is {num_tokens:,}, but activations.eval_range {list(source.config.eval_range)} of "
+                f"{source.config.dataset} holds {have * ctx:,} tokens; lower it to {have * ctx:,} or less, or widen eval_range"
+            )
+        self._tokens: np.ndarray | None = None
+        self._lock = threading.Lock()
+        self.part_rows = max(1, CACHE_PART_TOKENS // ctx)
+        self.fingerprint = digest_of(
+            {
+                **source.content(),
+                "eval_range": list(source.config.eval_range),
+                "num_rows": self.num_rows,
+                "part_rows": self.part_rows,
+            }
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Held-out tokens, whole rows."""
+        return self.num_rows * self.source.config.context_length
+
+    @property
+    def tokens(self) -> Int[np.ndarray, "rows ctx"]:
+        """Token ids of the rows."""
+        with self._lock:
+            if self._tokens is None:
+                self._tokens = self.source.rows.take("eval", epoch=0, start=0, count=self.num_rows)
+            return self._tokens
+
+    def batches(self) -> Iterator[tuple[Int[Tensor, "rows ctx"], Float[Tensor, "rows ctx d_in"]]]:
+        """Yields token ids and the hook's activations (float32), some rows at a time."""
+        size = self.source.language_model.loss_batch_size
+        for first in range(0, self.num_rows, self.part_rows):
+            part = self.tokens[first : first + self.part_rows]
+            activations = open_or_remake(
+                lambda rows=part, at=first: self._ensure(rows, at), tokens=part.size, d_in=self.source.d_in, say=self.source.say
+            )
+            shaped = torch.from_numpy(activations).reshape(len(part), -1, self.source.d_in)
+            for low in range(0, len(part), size):
+                rows = torch.from_numpy(part[low : low + size])
+                yield rows, shaped[low : low + size].to(self.source.language_model.device).float()
+
+    def _ensure(self, rows: np.ndarray, first: int) -> Path:
+        """Returns the cache file of the activations of some rows, made if it is missing."""
+        name = f"eval-{self.fingerprint[:12]}-{first:07d}"
+        return self.source.store.ensure(name, lambda: self._produce(rows))
+
+    def _produce(self, rows: np.ndarray) -> np.ndarray:
+        source, size = self.source, self.source.config.lm_batch_size
+        parts = [
+            source.language_model.activations(torch.from_numpy(rows[low : low + size])) for low in range(0, len(rows), size)
+        ]
+        return torch.cat([source.to_float16(part).flatten(0, 1).cpu() for part in parts]).numpy()
+
+    def bos(self, rows: Int[Tensor, "rows ctx"]) -> Bool[Tensor, "rows ctx"]:
+        """Returns where BOS stands: at position 0 if it was written there, else wherever the id occurs."""
+        mask = torch.zeros(rows.shape, dtype=torch.bool)
+        if self.source.config.overwrite_bos:
+            mask[:, 0] = True
+        elif (bos := self.source.info.bos_token_id) is not None:
+            mask = rows == bos
+        return mask
+
+
+def measure_baseline(data: EvaluationData, *, progress: Progress | None = None) -> Baseline:
+    """Returns the losses without an autoencoder, from the cache if they were measured before.
+
+    Args:
+        data: held-out rows.
+        progress: told tokens done and in all while measuring.
+    """
+    path = data.source.cache_dir / "baselines" / f"{data.fingerprint[:32]}.json"
+    known = read_json(path)
+    if known is not None and known.pop("format", None) == BASELINE_FORMAT and known.keys() == Baseline.__annotations__.keys():
+        return Baseline(**known)
+    if path.exists():
+        data.source.say(f"damaged cache file {path.name}, clean and zero losses are measured again")
+    model = data.source.language_model
+    sums = torch.zeros(3, dtype=torch.float64)
+    done = 0
+    for rows, x in data.batches():
+        zero, kept = torch.zeros_like(x), torch.where(data.bos(rows).to(x.device)[..., None], x, 0)
+        losses = (model.losses(rows), model.losses_from_hook(rows, zero), model.losses_from_hook(rows, kept))
+        sums += torch.stack([loss.sum().cpu() for loss in losses])
+        done += rows.numel()
+        if progress is not None:
+            progress(done, data.num_tokens)
+    clean, zeroed, zeroed_kept = (sums / _predictions(data)).tolist()
+    baseline = Baseline(ce_loss_clean=clean, ce_loss_zero=zeroed, ce_loss_zero_bos_kept=zeroed_kept, tokens=data.num_tokens)
+    replace_text(path, json.dumps({"format": BASELINE_FORMAT, **asdict(baseline)}))
+    return baseline
+
+
+def evaluate_saes(
+    saes: Sequence[SparseAutoencoder],
+    data: EvaluationData,
+    *,
+    baseline: Baseline | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, float]]:
+    """Returns the metrics of each autoencoder on the held-out rows, from one walk over the activations.
+
+    Each dict holds l0, l1, sqrt_l1, mse, fvu, relative_norm, frac_alive, frac_negative_bias, tokens, ce_loss_clean,
+    ce_loss_zero, ce_loss_with_sae, ce_degradation, ce_loss_score, and the last four once more with the activations
+    at BOS left as they are (`..._bos_kept`). Sparsity and reconstruction are measured in the autoencoder's own
+    normalised space, on the positions the stream holds.
+
+    Args:
+        saes: autoencoders of the hook's width.
+        data: held-out rows.
+        baseline: what `measure_baseline` returned, if it is at hand.
+        progress: told tokens done and in all.
+
+    Raises:
+        InputError: if an autoencoder has another width than the hook.
+    """
+    baseline = baseline or measure_baseline(data)
+    model = data.source.language_model
+    saes = [sae.to(model.device).eval() for sae in saes]
+    for sae in saes:
+        if sae.d_in != data.source.d_in:
+            raise InputError(
+                f"the autoencoder reads activations {sae.d_in} wide, but {data.source.config.hook_name} of "
+                f"{data.source.config.model} is {data.source.d_in} wide; evaluate it on the hook it was trained on"
+            )
+    sums = [metrics.MetricSums(d_in=sae.d_in, d_sae=sae.d_sae, device=model.device) for sae in saes]
+    losses = torch.zeros(len(saes), 2, dtype=torch.float64)
+    done = 0
+    for rows, x in data.batches():
+        bos = data.bos(rows).to(x.device)
+        counted = torch.ones_like(bos) if data.source.config.train_on_bos else ~bos
+        for number, sae in enumerate(saes):
+            recon = _measure(sae, x, counted, sums[number])
+            kept = torch.where(bos[..., None], x, recon)
+            losses[number, 0] += model.losses_from_hook(rows, recon).sum().cpu()
+            losses[number, 1] += model.losses_from_hook(rows, kept).sum().cpu()
+        done += rows.numel()
+        if progress is not None:
+            progress(done, data.num_tokens)
+    losses /= _predictions(data)
+    return [_record(sae, part.result(), loss.tolist(), baseline) for sae, part, loss in zip(saes, sums, losses, strict=True)]
+
+
+def evaluate_sae(
+    sae: SparseAutoencoder, data: EvaluationData, *, baseline: Baseline | None = None, progress: Progress | None = None
+) -> dict[str, float]:
+    """Returns the metrics of one autoencoder, see `evaluate_saes`."""
+    return evaluate_saes([sae], data, baseline=baseline, progress=progress)[0]
+
+
+def _predictions(data: EvaluationData) -> int:
+    return data.num_rows * (data.source.config.context_length - 1)
+
+
+@torch.no_grad()
+def _measure(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "rows ctx d_in"],
+    counted: Bool[Tensor, "rows ctx"],
+    sums: metrics.MetricSums,
+) -> Float[Tensor, "rows ctx d_in"]:
+    """Returns the raw reconstruction of x; adds the counted positions to the sums."""
+    normed, scale = sae.normalize(x.flatten(0, 1))
+    acts = sae.encode_normalized(normed)
+    recon = sae.decode_normalized(acts)
+    chosen = counted.flatten()
+    if bool(chosen.all()):
+        sums.add(normed, acts, recon)
+    else:
+        sums.add(normed[chosen], acts[chosen], recon[chosen])
+    return (recon * scale).reshape(x.shape)
+
+
+def _record(sae: SparseAutoencoder, measured: dict[str, float], losses: list[float], baseline: Baseline) -> dict[str, float]:
+    """Returns the metrics of one autoencoder under their contract names."""
+    record = dict(measured)
+    record["frac_negative_bias"] = metrics.frac_negative_bias(sae.b_enc)
+    record["tokens"] = baseline.tokens
+    record["ce_loss_clean"] = baseline.ce_loss_clean
+    zeros = (baseline.ce_loss_zero, baseline.ce_loss_zero_bos_kept)
+    for suffix, loss, zero in zip(("", "_bos_kept"), losses, zeros, strict=True):
+        record[f"ce_loss_with_sae{suffix}"] = loss
+        record[f"ce_loss_zero{suffix}"] = zero
+        record[f"ce_degradation{suffix}"] = metrics.ce_degradation(ce_loss_clean=baseline.ce_loss_clean, ce_loss_with_sae=loss)
+        record[f"ce_loss_score{suffix}"] = metrics.ce_loss_score(
+            ce_loss_clean=baseline.ce_loss_clean, ce_loss_with_sae=loss, ce_loss_zero=zero
+        )
+    return record

@@ -1,0 +1,79 @@
+"""What can stand on an axis, and how an architecture looks: names, formats, scales, colours, shapes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prolu_tune.sweep.draw import place
+from prolu_tune.sweep.figure import COLORS
+
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+"""Vega's words for the markers of `sweep.figure`, in the same order."""
+LOG_SPAN = 8.0
+"""Values that span at least this factor are drawn on a log axis."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A quantity of a run that a plot can show."""
+
+    key: str
+    title: str
+    short: str
+    form: str
+    """A d3 format for ticks and tooltips."""
+    larger_is_better: bool = False
+
+
+AXES: dict[str, Axis] = {
+    axis.key: axis
+    for axis in (
+        Axis("l0", "L0 (active latents per token)", "L0", ".3~g"),
+        Axis("ce_degradation", "CE degradation (nats per token)", "CE degradation", ".3~g"),
+        Axis("ce_degradation_bos_kept", "CE degradation, BOS kept (nats per token)", "CE degradation, BOS kept", ".3~g"),
+        Axis("ce_loss_score", "CE loss score", "CE score", ".3~g", larger_is_better=True),
+        Axis("l1", "L1 (sum of activations)", "L1", ".3~g"),
+        Axis("sqrt_l1", "sqrt L1 (sum of roots of activations)", "sqrt L1", ".3~g"),
+        Axis("mse", "MSE (per dimension)", "MSE", ".3~g"),
+        Axis("fvu", "FVU (variance unexplained)", "FVU", ".3~g"),
+        Axis("relative_norm", "relative norm (reconstruction over input)", "relative norm", ".3~f", larger_is_better=True),
+        Axis("magnitude_slope", "slope of reconstructed against true magnitude", "slope", ".3~f", larger_is_better=True),
+        Axis("frac_alive", "latents alive", "alive", ".1~%", larger_is_better=True),
+        Axis("frac_dead", "dead latents", "dead", ".1~%"),
+        Axis("frac_negative_bias", "encoder biases below 0", "biases < 0", ".1~%"),
+        Axis("l1_coefficient", "sparsity coefficient", "coefficient", ".3~g"),
+        Axis("wall_s", "training time (s)", "time", ".3~s"),
+    )
+}
+CHOICES: tuple[str, ...] = (
+    "l0", "ce_degradation", "ce_degradation_bos_kept", "ce_loss_score", "l1", "sqrt_l1", "mse", "fvu", "relative_norm",
+    "magnitude_slope", "frac_alive", "frac_negative_bias", "l1_coefficient", "wall_s",
+)  # fmt: skip
+"""What either axis of the main plot may show, in the order of the menus."""
+
+
+def color(architecture: str) -> str:
+    """Returns the colour of an architecture, the same in every sweep, plot and notebook."""
+    return COLORS[place(architecture) % len(COLORS)]
+
+
+def shape(architecture: str) -> str:
+    """Returns the marker of an architecture as Vega names it."""
+    return SHAPES[place(architecture) % len(SHAPES)]
+
+
+def in_order(architectures: Iterable[str]) -> list[str]:
+    """Returns architectures without repeats in the order of every list and legend."""
+    return sorted(set(architectures), key=lambda name: (place(name), name))
+
+
+def measured(rows: Iterable[Mapping[str, Any]], keys: Iterable[str] = CHOICES) -> list[str]:
+    """Returns those axes for which at least two rows have different values."""
+    table = list(rows)
+    return [key for key in keys if len({row.get(key) for row in table} - {None}) > 1]
+
+
+def scale_type(rows: Iterable[Mapping[str, Any]], key: str) -> str:
+    """Returns `log` where all values are above 0 and span a factor of `LOG_SPAN`, else `linear`."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return "log" if values and min(values) > 0 and max(values) / min(values) >= LOG_SPAN else "linear"

@@ -1,0 +1,123 @@
+"""What a node has once, whatever number of trials it runs: language model, chunk store, evaluation.
+
+`NodeServer` is a plain class; `worker` makes one Ray actor of it per node. Trials ask it for chunks, which they then
+read from memory-mapped files, and for the evaluation of their SAE.
+"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prolu_tune.activations.source import ActivationSource
+from prolu_tune.activations.stream import StreamLayout, check_enough
+from prolu_tune.evaluation import Baseline, EvaluationData, evaluate_sae, measure_baseline
+from prolu_tune.sae.folder import load_sae_folder
+from prolu_tune.sweep.settings import NodeSettings
+
+Work = tuple[str, int | None, int | None]
+"""What is being made, how much of it is done, how much there is; an empty text: nothing."""
+
+
+class NodeServer:
+    """The activations of one node and what is computed with its language model. Calls come from several threads."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        """Starts nothing yet: an error in the data is told to whoever asks first, not to a constructor nobody waits for."""
+        self._settings = settings
+        self._opening = threading.Lock()
+        self._evaluating = threading.Lock()
+        self._source: ActivationSource | None = None
+        self._held_out: tuple[EvaluationData, Baseline] | None = None
+        self._notes: list[str] = []
+        self._work: Callable[[], Work] = _idle
+
+    def describe(self) -> StreamLayout:
+        """Returns how the stream is cut, the hook's width among it.
+
+        Raises:
+            InputError: if model, hook, data or cache size do not fit.
+            SurroundingsError: if the hub or the disk fails.
+        """
+        return self._open().layout
+
+    def check(self, num_tokens: int) -> None:
+        """Checks that the data hold a run of `num_tokens` and something to evaluate on, and loads the language model.
+
+        Raises:
+            InputError: with the numbers, or what the model lacks.
+        """
+        model = self._settings.activations.model
+        self._work = lambda: (f"loading {model}", None, None)
+        try:
+            source = self._open()
+            check_enough(source.layout, self._settings.activations, num_tokens=num_tokens)
+            self._prepare_evaluation()
+        finally:
+            self._work = _idle
+
+    def ensure_chunk(self, chunk: int) -> str:
+        """Returns the file of a chunk, made if it is missing."""
+        source = self._open()
+        if not source.has(chunk):
+            before, length = source.tokens_produced, self._settings.activations.context_length
+            text, total = f"activations, chunk {chunk}: sequences", source.layout.rows_per_chunk
+            self._work = lambda: (text, (source.tokens_produced - before) // length, total)
+        try:
+            return str(source.ensure(chunk))
+        finally:
+            self._work = _idle
+
+    def evaluate(self, sae_folder: str) -> dict[str, float]:
+        """Returns an SAE's held-out metrics under the names of the record."""
+        data, baseline = self._prepare_evaluation()
+        sae = load_sae_folder(Path(sae_folder))
+        with self._evaluating:
+            measured = evaluate_sae(sae, data, baseline=baseline)
+        measured["eval_tokens"] = measured.pop("tokens")
+        return measured
+
+    def tokens_processed(self) -> dict[str, int]:
+        """Returns how many tokens have passed through the language model: of the training stream, and in all."""
+        source = self._open()
+        return {"train": source.tokens_produced, "all": source.language_model.tokens_processed}
+
+    def state(self) -> dict[str, Any]:
+        """Returns what the server is at, for the screen, and what a person should know since the last call."""
+        notes, self._notes = self._notes, []
+        work, done, total = self._work()
+        return {"notes": notes, "work": work, "done": done, "total": total}
+
+    def num_chunks(self, num_tokens: int) -> int:
+        """Returns how many chunks a run of `num_tokens` reads."""
+        return self._open().layout.num_chunks(num_tokens)
+
+    def _open(self) -> ActivationSource:
+        with self._opening:
+            if self._source is None:
+                self._source = ActivationSource(
+                    self._settings.activations,
+                    cache_dir=Path(self._settings.cache_dir),
+                    device=self._settings.device,
+                    progress=self._tokenising,
+                    say=self._note,
+                )
+            return self._source
+
+    def _prepare_evaluation(self) -> tuple[EvaluationData, Baseline]:
+        source = self._open()
+        with self._evaluating:
+            if self._held_out is None:
+                data = EvaluationData(source, num_tokens=self._settings.evaluation.num_tokens)
+                self._held_out = data, measure_baseline(data)
+            return self._held_out
+
+    def _note(self, text: str) -> None:
+        self._notes.append(text)
+
+    def _tokenising(self, done: int, total: int) -> None:
+        self._work = (lambda: ("tokenising the data, bytes", done, total)) if done < total else _idle
+
+
+def _idle() -> Work:
+    return "", None, None
