@@ -71,7 +71,7 @@ def read_files(files: list[Path], *, column: str | None, progress: Progress | No
     done = 0
     for file in files:
         size = file.stat().st_size
-        reader = {"parquet": _read_parquet, "json": _read_json_lines, "text": _read_text}[_kind(file)]
+        reader = _READERS[_kind(file) or "text"]
         for piece, share in reader(file, column):
             yield piece
             if progress is not None:
@@ -109,7 +109,7 @@ def checked_column(array: pa.Array, *, where: str, column: str) -> pa.Array:
         return pa.array([], pa.string())
     if not (types.is_string(kind) or types.is_large_string(kind) or (is_list and types.is_integer(kind.value_type))):
         raise InputError(
-            f"{where}: column {column} holds {kind}, neither text nor lists of token ids; set activations.column to another column"
+            f"{where}: column {column} holds {kind}, neither text nor lists of token ids; name another in activations.column"
         )
     return array.drop_null() if array.null_count else array
 
@@ -154,6 +154,7 @@ def _read_json_lines(file: Path, column: str | None) -> Iterator[tuple[Piece, fl
     raw, lines = _text_stream(file)
     documents: list[Any] = []
     name: str | None = None
+    number = 0
     with lines:
         for number, line in enumerate(_decoded(lines, file), start=1):
             if not line.strip():
@@ -220,3 +221,6 @@ def _decoded(lines: io.TextIOWrapper, file: Path) -> Iterator[str]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_READERS = {"parquet": _read_parquet, "json": _read_json_lines, "text": _read_text}

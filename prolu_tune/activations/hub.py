@@ -44,7 +44,8 @@ class HubShards:
             except (OSError, RuntimeError) as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise SurroundingsError(
-                    f"data set {self.name}, shard {shard} of {self.num_shards}: reading failed ({first}); run the same command again"
+                    f"data set {self.name}, shard {shard} of {self.num_shards}: reading failed ({first}); "
+                    "run the same command again"
                 ) from error
             column = choose_column(table.column_names, column=self._column, where=f"data set {self.name}")
             array = table.column(column).combine_chunks()

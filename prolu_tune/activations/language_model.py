@@ -205,7 +205,7 @@ def _boot(config: ActivationConfig, info: ModelInfo, device: torch.device) -> An
         from transformer_lens.model_bridge import TransformerBridge
 
         try:
-            bridge = TransformerBridge.boot_transformers(str(info.folder), device=str(device))
+            bridge = TransformerBridge.boot_transformers(str(info.folder), device=str(device), tokenizer=_stand_in_tokenizer())
             if config.compatibility_mode:
                 bridge.enable_compatibility_mode()
         except torch.cuda.OutOfMemoryError as error:
@@ -220,6 +220,15 @@ def _boot(config: ActivationConfig, info: ModelInfo, device: torch.device) -> An
     if config.lm_precision != "float32":
         bridge.to(getattr(torch, config.lm_precision))
     return bridge
+
+
+def _stand_in_tokenizer() -> Any:
+    """Returns a tokenizer that nobody uses: rows come as ids, and a Llama folder without one does not boot otherwise."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))
+    return PreTrainedTokenizerFast(tokenizer_object=vocabulary, eos_token="<s>")
 
 
 def _unknown_hook(config: ActivationConfig, names: list[str]) -> str:

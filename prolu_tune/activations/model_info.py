@@ -76,7 +76,8 @@ def model_folder(config: ActivationConfig) -> tuple[Path, str | None]:
         return path, None
     if path.exists() or not HUB_NAME.fullmatch(name) or name.startswith("."):
         raise InputError(
-            f"activations.model {name!r} is not a folder; give a folder in Hugging Face format, a hub name such as gpt2, or embedded"
+            f"activations.model {name!r} is not a folder; give a folder in Hugging Face format, a hub name such as gpt2, "
+            "or embedded"
         )
     return _hub_snapshot(name, config.model_revision)
 

@@ -74,8 +74,8 @@ class Packer:
                 yield block
         if 0 < longest < self.context_length:
             raise InputError(
-                f"{where}: the longest row holds {longest} tokens, fewer than activations.context_length {self.context_length}; "
-                f"lower it to {longest} or less"
+                f"{where}: the longest row holds {longest} tokens, fewer than activations.context_length "
+                f"{self.context_length}; lower it to {longest} or less"
             )
 
     def _text_tokens(self, piece: Piece, where: str) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ The order of an epoch: shards in a seeded order, `SHARDS_PER_GROUP` at a time, t
 permutation. A local data set has one group, so its rows are permuted as a whole.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ Part = Literal["train", "eval"]
 
 def seeded_permutation(size: int, *key: int) -> np.ndarray:
     """Returns a permutation of `size` numbers that depends on the key alone."""
-    entropy = [number & (2**64 - 1) for number in key]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy))).permutation(size)
+    # Hashed first: numpy's own SeedSequence takes (1, 2) and (1, 2, 0) for the same.
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).permutation(size)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class TokenRows:
                 return out
         raise InputError(
             f"{self.shards.name}: {part}_range {list(self._ranges[part])} holds {first} rows of {self.context_length} tokens, "
-            f"but row {start + count - 1} was asked for; lower the number of tokens, widen {part}_range, or raise activations.epochs"
+            f"but row {start + count - 1} was asked for; lower the number of tokens, widen {part}_range, "
+            "or raise activations.epochs"
         )
 
     def _order(self, part: Part, *, epoch: int) -> list[int]:
@@ -121,7 +124,7 @@ class TokenRows:
         known = self._permuted
         if known is None or known[0] != key:
             # Taken from the local name: another thread may put its own order there at any moment.
-            known = self._permuted = (key, seeded_permutation(size, 2, self._seed, part == "eval", epoch, group))
+            known = self._permuted = (key, seeded_permutation(size, 2, self._seed, int(part == "eval"), epoch, group))
         return known[1]
 
     def _span(self, part: Part, shard: int) -> tuple[int, int]:
@@ -231,7 +234,8 @@ def _packer(config: ActivationConfig, info: ModelInfo, tokenizer: Any | None) ->
     eos = tokenizer.eos_token_id if tokenizer is not None else None
     if config.overwrite_bos and bos is None:
         raise InputError(
-            f"activations.overwrite_bos is true, but neither {info.name} nor its tokenizer has a BOS token; set overwrite_bos to false"
+            f"activations.overwrite_bos is true, but neither {info.name} nor its tokenizer has a BOS token; "
+            "set overwrite_bos to false"
         )
     written = bos if config.overwrite_bos else None
     separator = eos if eos is not None else bos

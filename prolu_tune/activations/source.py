@@ -122,8 +122,8 @@ class ActivationSource:
         largest = activations.abs().max().item()
         if not largest <= FLOAT16_MAX:
             raise InputError(
-                f"activations of {self.config.hook_name} of {self.config.model} reach {largest:g}, beyond float16's {FLOAT16_MAX:g} "
-                "in which they are cached; choose another hook"
+                f"activations of {self.config.hook_name} of {self.config.model} reach {largest:g}, but the cache is float16, "
+                f"which ends at {FLOAT16_MAX:,.0f}; choose another hook"
             )
         return activations.half()
 

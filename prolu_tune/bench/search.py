@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import optuna
@@ -31,14 +32,16 @@ class Ours:
 
     Args:
         hits: reachable bins filled.
+        filled: bins filled, also those that less than 0.03 of log coefficient leads to.
         reachable: reachable bins.
         trials: trainings started.
         cost: in full trainings.
         ms_per_trial: processor time of the whole search (suggesting, stopping, telling).
-        wrong_stops: share of the stopped trials that would have filled a bin still empty at the end.
+        wrong_stops: share of the stopped trials that would have filled a bin which no earlier trial had filled.
     """
 
     hits: int
+    filled: int
     reachable: int
     trials: int
     cost: float
@@ -66,11 +69,14 @@ def measure(problem: Problem, seed: int, *, max_concurrent: int, window: int | N
     stopped = [trial for trial in result.trials if trial.outcome == "stopped"]
     wrong = 0
     for trial in stopped:
-        level = float(problem.architectures[trial.architecture].curve(np.array([math.log(trial.l1_coefficient)]))[0])
-        landed = TARGET.bin_of(math.exp(level))
-        wrong += landed is not None and landed not in filled[trial.architecture]
+        landed = TARGET.bin_of(problem.response(trial.architecture, trial.l1_coefficient, 1.0, trial.seed))
+        earlier = {
+            TARGET.bin_of(other.l0) for other in result.trials[: trial.number] if other.architecture == trial.architecture
+        }
+        wrong += landed is not None and landed not in earlier
     return Ours(
         hits,
+        sum(map(len, filled.values())),
         sum(map(len, reachable.values())),
         len(result.trials),
         result.cost,
@@ -94,7 +100,7 @@ def gap_middle(seen: list[tuple[float, float]]) -> float:
     """The middle of the longest stretch of log L0 that nothing has landed in."""
     inside = sorted(level for _, level in seen if TARGET.log_low <= level <= TARGET.log_high)
     points = [TARGET.log_low, *inside, TARGET.log_high]
-    _, left = max((right - left, left) for left, right in zip(points, points[1:], strict=False))
+    _, left = max((right - left, left) for left, right in pairwise(points))
     right = min(point for point in points if point > left)
     return (left + right) / 2
 
@@ -211,8 +217,10 @@ def main(argv: list[str] | None = None) -> None:
         "6 at once, everything read": (6, None),
     }
     print(f"{num_problems} problems of 6 architectures, 16 bins of L0 5 to 200, medians (means)\n")
-    print("| coverage sweep | cost per filled reachable bin | reachable bins filled | trials | ms per trial | wrong stops |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| coverage sweep | cost per filled reachable bin | per filled bin | reachable bins filled | trials | ms per trial | wrong stops |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     reference: list[Ours] = []
     for name, (max_concurrent, window) in modes.items():
         runs = [measure(problem, seed, max_concurrent=max_concurrent, window=window) for seed, problem in enumerate(problems)]
@@ -220,6 +228,7 @@ def main(argv: list[str] | None = None) -> None:
         cost, share = [run.cost / run.hits for run in runs], [run.hits / run.reachable for run in runs]
         print(
             f"| {name} | {statistics.median(cost):.3f} ({statistics.mean(cost):.3f}) "
+            f"| {statistics.median(run.cost / run.filled for run in runs):.3f} "
             f"| {statistics.median(share):.1%} ({statistics.mean(share):.1%}) "
             f"| {statistics.median(run.trials for run in runs):.0f} | {statistics.mean(run.ms_per_trial for run in runs):.0f} "
             f"| {statistics.mean(run.wrong_stops for run in runs):.1%} |",

@@ -9,7 +9,7 @@ from prolu_tune.sweep.figure import COLORS
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 """Vega's words for the markers of `sweep.figure`, in the same order."""
-LOG_SPAN = 8.0
+LOG_SPAN = 4.0
 """Values that span at least this factor are drawn on a log axis."""
 
 
@@ -36,8 +36,8 @@ AXES: dict[str, Axis] = {
         Axis("sqrt_l1", "sqrt L1 (sum of roots of activations)", "sqrt L1", ".3~g"),
         Axis("mse", "MSE (per dimension)", "MSE", ".3~g"),
         Axis("fvu", "FVU (variance unexplained)", "FVU", ".3~g"),
-        Axis("relative_norm", "relative norm (reconstruction over input)", "relative norm", ".3~f", larger_is_better=True),
-        Axis("magnitude_slope", "slope of reconstructed against true magnitude", "slope", ".3~f", larger_is_better=True),
+        Axis("relative_norm", "relative norm", "relative norm", ".3~f", larger_is_better=True),
+        Axis("magnitude_slope", "slope of magnitudes", "slope", ".3~f", larger_is_better=True),
         Axis("frac_alive", "latents alive", "alive", ".1~%", larger_is_better=True),
         Axis("frac_dead", "dead latents", "dead", ".1~%"),
         Axis("frac_negative_bias", "encoder biases below 0", "biases < 0", ".1~%"),

@@ -95,7 +95,6 @@ def collect(sweep: Sweep) -> SweepData:
     with store_errors(facts.tracking_uri):
         courses = [_course(client, row) for row in _chosen_for_courses(rows)]
         parent = client.get_run(facts.run_id).info
-    ended = parent.end_time and parent.status != "RUNNING"
     return SweepData(
         name=sweep.name,
         run_id=facts.run_id,
@@ -106,8 +105,12 @@ def collect(sweep: Sweep) -> SweepData:
         versions=_versions(client, rows),
         space=facts.space or {},
         num_trials=facts.num_trials,
-        span_s=(parent.end_time - parent.start_time) / 1000 if ended else None,
+        span_s=_span_s(parent.start_time, parent.end_time),
     )
+
+
+def _span_s(start_ms: int | None, end_ms: int | None) -> float | None:
+    return (end_ms - start_ms) / 1000 if start_ms is not None and end_ms else None
 
 
 def _row(trial: StoredTrial, record: Mapping[str, Any], grouping: Sequence[str]) -> Row:

@@ -19,6 +19,7 @@ RIM_BRACKET = 0.045
 SURELY = 1.2  # and this many times too narrow for its bins, they are not worth finding
 WORTH_TRYING = 0.15  # a bin with a smaller chance than this at its best coefficient is probed or given up
 ENOUGH_TRIES = 5  # trainings in the bracket of a bin that missed it
+HALF_HEARTED = 0.35  # best chance of a bin under which that many are enough; otherwise twice as many
 STOP_BELOW = 0.3  # chance of filling an open bin under which a running trial is stopped
 _DIVERGENCE_PRIOR, _DIVERGENCE_WEIGHT = 0.06, 3.0
 
@@ -276,8 +277,8 @@ class Landscape:
         if len(lost) >= limit and len(lost) == len(strictly):
             return Unreachable(index, f"{name}: every training between its neighbours diverged or failed", tuple(lost))
         tried = tuple(record.number for record in strictly if record.outcome not in ("diverged", "failed"))
-        sure = sum(seen.sd < 0.15 for seen in self.observations(group) if bracket.left < seen.x < bracket.right)
-        if len(tried) >= 2 * ENOUGH_TRIES or (sure >= ENOUGH_TRIES and self.best_chance(group, index) < 0.35):
+        enough = ENOUGH_TRIES if self.best_chance(group, index) < HALF_HEARTED else 2 * ENOUGH_TRIES
+        if len(tried) >= enough:
             return Unreachable(index, f"{name}: {len(tried)} trainings around its place missed it", tried)
         return None
 
@@ -299,7 +300,9 @@ class Landscape:
         last, first = int(left[-1]), int(right[0])
         numbers = response.observations[last].number, response.observations[first].number
         level, width = response.falling, self.target.bin_width
-        rim = level[last] - top < width or bottom - level[first] < width
+        rim = (level[last] - top < width and response.on_shoulder(last)) or (
+            bottom - level[first] < width and response.on_shoulder(first)
+        )
         bins = float(level[last] - level[first]) / width
         return Bracket(float(response.x[last]), float(response.x[first]), *numbers, bins, bool(rim))
 

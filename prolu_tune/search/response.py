@@ -136,6 +136,13 @@ class Response:
         cliff = -np.diff(level) > JUMP + STEEP * np.diff(self.x[near]) + np.hypot(self.sd[near][1:], self.sd[near][:-1])
         return np.split(near, np.flatnonzero(cliff) + 1)
 
+    def on_shoulder(self, index: int) -> bool:
+        """Whether an observation belongs to a smooth stretch, not to the middle of a cliff."""
+        for stretch in self._stretches:
+            if index in stretch:
+                return bool(self.x[stretch[-1]] - self.x[stretch[0]] > 0.05)
+        return False
+
     @cached_property
     def _curves(self) -> list[SmoothCurve]:
         curves = []

@@ -123,7 +123,9 @@ class L0CoverageSampler(BaseSampler):
         return {name: value for name, value in self.__dict__.items() if name != "_caches"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _caches=WeakKeyDictionary())
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._caches = WeakKeyDictionary()
 
     # -- the loop around the study
 

@@ -28,6 +28,7 @@ class SimulatedTrial:
         outcome: `finished`, `stopped` or `diverged`.
         predicted_l0: where a stopped trial was going to land, else None.
         start: virtual time at which it started, in full trainings.
+        seed: that its response was asked with.
     """
 
     number: int
@@ -38,6 +39,7 @@ class SimulatedTrial:
     outcome: str
     predicted_l0: float | None
     start: float
+    seed: int
 
     @property
     def end(self) -> float:
@@ -159,7 +161,7 @@ def _train(
             if decision.stop:
                 outcome, predicted = "stopped", decision.predicted_l0
                 break
-    return SimulatedTrial(number, architecture, coefficient, final, fraction, outcome, predicted, now), course
+    return SimulatedTrial(number, architecture, coefficient, final, fraction, outcome, predicted, now, trial_seed), course
 
 
 def _tell(study: optuna.Study, number: int, trial: SimulatedTrial, course: list[list[float]]) -> None:

@@ -16,7 +16,7 @@ from prolu_tune.sweep.files import SweepFolder
 from prolu_tune.sweep.records import Record, new_record
 from prolu_tune.sweep.screen import Screen
 from prolu_tune.sweep.study import Proposal, Proposer, SweepStudy, TrialResult
-from prolu_tune.sweep.tracking import Tracker, trial_label
+from prolu_tune.sweep.tracking import Tracker, config_label
 
 
 @dataclass
@@ -59,7 +59,7 @@ class SweepDriver:
             self.configs[index] = config
             self.running.add(index)
         self.tracker.call(lambda writer: writer.start_trial(index, config))
-        self.screen.trial_started(index, trial_label(config), config.sae.architecture)
+        self.screen.trial_started(index, config_label(config), config.sae.architecture)
         return proposal
 
     def progress(self, index: int, row: dict[str, Any]) -> None:

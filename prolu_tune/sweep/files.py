@@ -92,7 +92,7 @@ class SweepFolder:
 
     def archive(self) -> Path:
         """Moves the whole folder aside and returns where it went."""
-        target = self.root.with_name(f"{self.root.name}~{time.strftime('%Y%m%d-%H%M%S')}")
+        target = self.root.with_name(f"{self.root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         self.root.replace(target)
         return target
 

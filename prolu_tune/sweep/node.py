@@ -109,7 +109,7 @@ class NodeServer:
         with self._evaluating:
             if self._held_out is None:
                 data = EvaluationData(source, num_tokens=self._settings.evaluation.num_tokens)
-                self._held_out = data, measure_baseline(data)
+                self._held_out = data, measure_baseline(data, progress=self._measuring)
             return self._held_out
 
     def _note(self, text: str) -> None:
@@ -117,6 +117,9 @@ class NodeServer:
 
     def _tokenising(self, done: int, total: int) -> None:
         self._work = (lambda: ("tokenising the data, bytes", done, total)) if done < total else _idle
+
+    def _measuring(self, done: int, total: int) -> None:
+        self._work = lambda: ("losses without an autoencoder, tokens", done, total)
 
 
 def _idle() -> Work:

@@ -3,6 +3,7 @@
 lock -> study -> (MLflow in a thread) -> Ray -> node servers -> Tune over the study's trials -> frontier
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from prolu_tune.sweep.files import SweepFolder, SweepLock, replace_file
 from prolu_tune.sweep.records import Record
 from prolu_tune.sweep.screen import Screen
 from prolu_tune.sweep.signals import StopSignals
+from prolu_tune.sweep.store import experiment_name, resolve_tracking_uri
 from prolu_tune.sweep.study import GridProposer, Proposer, SweepStudy
-from prolu_tune.sweep.tracking import MlflowWriter, Tracker, default_tracking_uri, experiment_name
+from prolu_tune.sweep.tracking import MlflowWriter, Tracker
 
 TRACKER_CLOSE_S = 60.0
 """How long the end of a sweep waits for MLflow before it says that values are still on disk."""
@@ -59,7 +61,7 @@ def run_sweep(
     lock = SweepLock(folder)
     lock.acquire()
     try:
-        uri = tracking_uri or default_tracking_uri(storage)
+        uri = resolve_tracking_uri(tracking_uri, storage)
         if fresh:
             lock.release()
             _archive(folder, space.name, lambda: _writer(uri, storage, space.name))
@@ -73,34 +75,53 @@ def run_sweep(
 def _run_locked(
     space: SearchSpace, folder: SweepFolder, *, storage: Path, uri: str, address: str | None, retry_failed: bool, screen: Screen
 ) -> SweepOutcome:
-    _check_identity(space, folder)
     proposer, sampler = _search(space)
     study = SweepStudy(folder, space.name, sampler=sampler)
+    _check_identity(space, folder, started=bool(study.entries()))
     if study.torn_bytes:
         screen.note(f"a crash cut off the study's last record; its {study.torn_bytes} bytes are set aside, no result is lost")
     retried = study.retry(["failed"]) if retry_failed else []
-    results = study.results()
-    total = proposer.total(study.optuna_study)
+    total, results = proposer.total(study.optuna_study), study.results()
     marker = folder.root / "tracked"
     if not retried and len(results) == total and marker.exists():
         return _finish(screen, space.name, sweep_records(study, json.loads(marker.read_bytes(), object_hook=_int_keys)), None)
     marker.unlink(missing_ok=True)
     folder.stop_file.unlink(missing_ok=True)
-    screen.start(
-        space.name, list(space.architectures), total=total, done=len(results), l0_range=getattr(space.search, "l0", None)
-    )
-    if results or study.unfinished(proposer):
-        left = "?" if total is None else total - len(results)
-        screen.note(f"resumed: {len(results)} done, {len(study.unfinished(proposer))} to go on with, {left} to go")
     tracker = Tracker(lambda: _writer(uri, storage, space.name), note=screen.note)
-    tracker.call(lambda writer: writer.start_sweep(space.to_json(), total))
     driver = SweepDriver(space.name, folder, study, proposer, tracker, screen)
-    for index, result in results.items():
-        driver.track_end(index, study.configs()[index], result)
-    with StopSignals(driver):
-        if len(results) != total or retried:
-            _run_trials(space, driver, storage=storage, address=address)
+    try:
+        _announce(space, driver, total)
+        tracker.call(lambda writer: writer.start_sweep(space.to_json(), total))
+        for index, result in results.items():
+            driver.track_end(index, study.configs()[index], result)
+        with StopSignals(driver):
+            if len(results) != total:
+                _run_trials(space, driver, storage=storage, address=address)
+    except (InputError, SurroundingsError):
+        tracker.call(lambda writer: writer.end_sweep("FAILED", {}))
+        with contextlib.suppress(SurroundingsError):
+            tracker.close(timeout_s=TRACKER_CLOSE_S)
+        raise
+    finally:
+        screen.stop()
     return _conclude(driver, marker)
+
+
+def _announce(space: SearchSpace, driver: SweepDriver, total: int | None) -> None:
+    """Shows what the sweep is, and what earlier drivers left of it."""
+    records = sweep_records(driver.study, {})
+    unfinished = len(driver.study.unfinished(driver.proposer))
+    driver.screen.start(
+        space.name,
+        list(space.architectures),
+        total=total,
+        done=len(records),
+        l0_range=getattr(space.search, "l0", None),
+        records=records,
+    )
+    if records or unfinished:
+        left = "" if total is None else f", {total - len(records) - unfinished} to go"
+        driver.screen.note(f"resumed: {len(records)} done, {unfinished} to go on with{left}")
 
 
 def _search(space: SearchSpace) -> tuple[Proposer, BaseSampler | None]:
@@ -156,14 +177,13 @@ def _finish(
     if exit_code in (3, 130):
         following = ["the same command again goes on where this one stopped"]
     screen.finish(records, on_frontier, following)
-    screen.stop()
     return SweepOutcome(exit_code=exit_code, sweep=name, records=records, message=message)
 
 
-def _check_identity(space: SearchSpace, folder: SweepFolder) -> None:
-    """Refuses to continue a sweep with another configuration; notes the space where there is none yet."""
+def _check_identity(space: SearchSpace, folder: SweepFolder, *, started: bool) -> None:
+    """Refuses to continue a sweep with another configuration, and notes the space. A sweep without a trial may change."""
     identity = json.loads(json.dumps(space.identity()))
-    if folder.space_file.exists():
+    if started and folder.space_file.exists():
         stored = json.loads(folder.space_file.read_bytes())["identity"]
         if stored != identity:
             raise InputError(

@@ -113,7 +113,7 @@ class PlainScreen(Screen):
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._heart: threading.Thread | None = None
-        self._last_phase: tuple[str, float] = ("", -PHASE_PAUSE_S)
+        self._last_phase: tuple[str, str, float] = ("", "", -PHASE_PAUSE_S)
 
     def start(
         self,
@@ -154,10 +154,11 @@ class PlainScreen(Screen):
     def phase(self, text: str, done: int | None = None, total: int | None = None) -> None:
         with self._lock:
             self._progress.phase = phase_line(text, done, total)
-            said, when = self._last_phase
+            said, line, when = self._last_phase
             started, finished = text != said, done is not None and done == total
-            if text and (started or finished or self._clock() - when >= PHASE_PAUSE_S):
-                self._last_phase = (text, self._clock())
+            moved = self._progress.phase != line
+            if text and moved and (started or finished or self._clock() - when >= PHASE_PAUSE_S):
+                self._last_phase = (text, self._progress.phase, self._clock())
                 self._line(self._progress.phase)
 
     def finish(self, records: Sequence[Record], frontier: Iterable[int], next_commands: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from prolu_tune.config.trial import TrialConfig
 from prolu_tune.errors import SurroundingsError
 from prolu_tune.sweep.quiet import quiet_mlflow
 from prolu_tune.sweep.study import TrialResult
+from prolu_tune.sweep.words import trial_label
 
 ROWS_PER_BATCH = 1000
 """MLflow's limit of metrics in one call."""
@@ -46,16 +47,6 @@ class TrackedSweep:
 
     parent_id: str
     children: dict[int, _TrialRun] = field(default_factory=dict)
-
-
-def default_tracking_uri(storage: Path) -> str:
-    """Returns the URI of the embedded store: SQLite in the storage folder."""
-    return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
-
-
-def experiment_name() -> str:
-    """Returns the MLflow experiment that sweeps go to: `PROLU_EXPERIMENT`, or `prolu-tune`."""
-    return os.environ.get("PROLU_EXPERIMENT") or "prolu-tune"
 
 
 class MlflowWriter:
@@ -124,7 +115,7 @@ class MlflowWriter:
             "prolu.architecture": config.sae.architecture,
             "prolu.state": "running",
         }
-        run = self._client.create_run(self._experiment_id, run_name=trial_label(config), tags=tags)
+        run = self._client.create_run(self._experiment_id, run_name=config_label(config), tags=tags)
         self.tracked.children[index] = _TrialRun(run.info.run_id, run.info.start_time, "running")
         self._log_params(run.info.run_id, config)
 
@@ -222,6 +213,8 @@ class MlflowWriter:
         """Gives a sweep's runs another name, so that a fresh sweep can take the old one."""
         for run in self._search(f"tags.`prolu.sweep` = '{self._sweep}'"):
             self._client.set_tag(run.info.run_id, "prolu.sweep", name)
+            if run.data.tags.get("prolu.kind") == "sweep":
+                self._client.set_tag(run.info.run_id, "mlflow.runName", name)
 
 
 class Tracker:
@@ -296,9 +289,9 @@ class Tracker:
             return
 
 
-def trial_label(config: TrialConfig) -> str:
+def config_label(config: TrialConfig) -> str:
     """Returns a run name that tells trials apart, such as `prolu_ste+l1 c=0.32 s0`."""
-    return f"{config.sae.architecture} c={config.training.l1_coefficient:.4g} s{config.seed}"
+    return trial_label(config.sae.architecture, config.training.l1_coefficient, config.seed)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

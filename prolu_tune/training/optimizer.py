@@ -3,36 +3,60 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.adam import adam as adam_update
 
 from prolu_tune.config.trial import TrainingConfig
 from prolu_tune.sae.model import SparseAutoencoder
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
+class Adam:
+    """torch's fused Adam over an autoencoder's parameters: one pass over each weight on CPU and GPU alike.
 
-def make_adam(sae: SparseAutoencoder, training: TrainingConfig, *, adam_eps: float) -> torch.optim.Adam:
-    """Returns torch's fused Adam over the autoencoder's parameters, its moments already there, at 0.
-
-    Fused: one pass over each weight on CPU and GPU alike. Its bits differ from the unfused Adam's in the last place.
+    Its functional form, because building a `torch.optim.Adam` imports torch's compiler, a second in every process. Its
+    bits differ from the unfused Adam's in the last place.
     """
-    adam = torch.optim.Adam(sae.parameters(), lr=training.lr, betas=training.adam_betas, eps=adam_eps, fused=True)
-    for parameter in sae.parameters():
-        adam.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
+
+    def __init__(self, sae: SparseAutoencoder, training: TrainingConfig, *, eps: float) -> None:
+        """Starts with moments 0 and the peak learning rate; set `lr` before each step."""
+        self.lr = training.lr
+        self._parameters = dict(sae.named_parameters())
+        self._betas = training.adam_betas
+        self._eps = eps
+        self.first_moment = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._parameters.items()}
+        self.second_moment = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._parameters.items()}
+        self._steps = [torch.zeros((), device=p.device) for p in self._parameters.values()]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Updates the parameters from their gradients."""
+        adam_update(
+            list(self._parameters.values()),
+            [p.grad for p in self._parameters.values() if p.grad is not None],
+            list(self.first_moment.values()),
+            list(self.second_moment.values()),
+            [],
+            self._steps,
+            fused=True,
+            amsgrad=False,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            lr=self.lr,
+            weight_decay=0.0,
+            eps=self._eps,
+            maximize=False,
+        )
+
+    def set_steps_taken(self, steps: int) -> None:
+        """Sets the number of steps that the bias correction counts."""
+        for count in self._steps:
+            count.fill_(steps)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the moments by name, such as `exp_avg.W_enc`; the very tensors, not copies."""
+        return {
+            **{f"exp_avg.{name}": moment for name, moment in self.first_moment.items()},
+            **{f"exp_avg_sq.{name}": moment for name, moment in self.second_moment.items()},
         }
-    return adam
-
-
-def adam_tensors(adam: torch.optim.Adam, sae: SparseAutoencoder) -> dict[str, Tensor]:
-    """Returns the moments by name, such as `exp_avg.W_enc`; the very tensors, not copies."""
-    return {f"{moment}.{name}": adam.state[p][moment] for name, p in sae.named_parameters() for moment in MOMENTS}
-
-
-def set_adam_step(adam: torch.optim.Adam, step: int) -> None:
-    """Sets the number of steps that Adam's bias correction counts."""
-    for state in adam.state.values():
-        state["step"].fill_(step)
 
 
 @torch.no_grad()

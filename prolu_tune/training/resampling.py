@@ -13,7 +13,7 @@ from torch import Tensor
 from prolu_tune import metrics
 from prolu_tune.config.trial import ResamplingConfig
 from prolu_tune.sae.model import SparseAutoencoder
-from prolu_tune.training.optimizer import MOMENTS
+from prolu_tune.training.optimizer import Adam
 
 LEAST_EXPECTED_FIRINGS = 3
 """A latent exactly at the dead frequency is silent through a window by chance in exp(-3) = 5 % of cases."""
@@ -111,14 +111,14 @@ class Resampler:
         self._draw = merge_draw(self._draw, sampling_keys(weights, self._generator), x, num_drawn=self.num_dead)
 
     @torch.no_grad()
-    def replace(self, adam: torch.optim.Adam) -> metrics.Numbers:
+    def replace(self, adam: Adam) -> metrics.Numbers:
         """Replaces dead latents by the inputs drawn, as many as there are, and returns the counts for the row."""
         drawn = self._draw.x[self._draw.keys > -torch.inf]
         replaced = self.dead.nonzero().squeeze(1)[: len(drawn)]
         if len(drawn):
             directions = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
             replace_latents(self.sae, replaced, directions, alive=~self.dead, encoder_scale=self.config.encoder_scale)
-            reset_moments(adam, self.sae, replaced, alive=~self.dead, second_moment=self.config.adam_second_moment)
+            reset_moments(adam, replaced, alive=~self.dead, second_moment=self.config.adam_second_moment)
         return {
             "num_dead": self.num_dead,
             "num_candidates": int(self._num_candidates.item()),
@@ -148,8 +148,7 @@ def replace_latents(
 
 @torch.no_grad()
 def reset_moments(
-    adam: torch.optim.Adam,
-    sae: SparseAutoencoder,
+    adam: Adam,
     latents: Int[Tensor, " replaced"],
     *,
     alive: Bool[Tensor, " d_sae"],
@@ -160,8 +159,8 @@ def reset_moments(
     Args:
         second_moment: `alive_mean`, or `zero`; 0 also where no latent is alive.
     """
-    for parameter, latent_dim in ((sae.W_enc, 1), (sae.W_dec, 0), (sae.b_enc, 0)):
-        first, second = (adam.state[parameter][moment].movedim(latent_dim, 0) for moment in MOMENTS)
+    for name, latent_dim in (("W_enc", 1), ("W_dec", 0), ("b_enc", 0)):
+        first, second = adam.first_moment[name].movedim(latent_dim, 0), adam.second_moment[name].movedim(latent_dim, 0)
         first[latents] = 0
         second[latents] = second[alive].mean() if second_moment == "alive_mean" and alive.any() else 0
 

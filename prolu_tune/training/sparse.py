@@ -5,6 +5,8 @@ for active entries, and the rest gathers rows of W_dec, of the residual and of x
 """
 
 import warnings
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -161,12 +163,15 @@ def _mean_penalty(sae: SparseAutoencoder, acts: Float[Tensor, "one active"], bat
 
 
 def _weighted_sums(
-    table: Float[Tensor, "rows d_in"], index: Int[Tensor, " active"], weight: Float[Tensor, " active"], offsets: Int[Tensor, " bags"]
-):
+    table: Float[Tensor, "rows d_in"],
+    index: Int[Tensor, " active"],
+    weight: Float[Tensor, " active"],
+    offsets: Int[Tensor, " bounds"],
+) -> Iterator[tuple[slice, Tensor]]:
     """Yields, block by block, a slice of bags and the weighted sum of table rows of each; a bag is offsets[i]:offsets[i+1]."""
     num_bags, size = len(offsets) - 1, max(1, _GATHER_FLOATS // table.shape[1])
     bounds = [*offsets[:-1:size].tolist(), len(index)]
-    for block, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for block, (low, high) in enumerate(pairwise(bounds)):
         bags = slice(block * size, min((block + 1) * size, num_bags))
         # Twice to three times as fast as a CSR product (MKL), and each sum is made by one thread in a fixed order.
         yield (
@@ -183,7 +188,7 @@ def _weighted_sums(
 
 
 def _by_latent_pattern(
-    offsets: Int[Tensor, " bags"], row: Int[Tensor, " active"], values: Float[Tensor, " active"], batch: int
+    offsets: Int[Tensor, " bounds"], row: Int[Tensor, " active"], values: Float[Tensor, " active"], batch: int
 ) -> Tensor:
     return torch.sparse_csr_tensor(offsets, row, values, (len(offsets) - 1, batch), check_invariants=False)
 

@@ -21,7 +21,7 @@ from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.sae.tensor_file import TensorSpec, spec_of
 from prolu_tune.training.checkpoint import Checkpoint
 from prolu_tune.training.numerics import numerics_signature, seeded_generator, set_numerics
-from prolu_tune.training.optimizer import adam_tensors, make_adam, project_decoder_gradient, renormalize_decoder, set_adam_step
+from prolu_tune.training.optimizer import Adam, project_decoder_gradient, renormalize_decoder
 from prolu_tune.training.resampling import Resampler, dead_latents, resampling_notes, window_resolves
 from prolu_tune.training.schedule import lr_factor, window_start
 from prolu_tune.training.step import dense_gradients
@@ -45,7 +45,7 @@ class Trainer:
         operands = torch.bfloat16 if config.training.precision == "bfloat16" else torch.float32
         generator = seeded_generator("initialisation", config.seed)
         self.sae = SparseAutoencoder(config.sae, plan.d_in, plan.d_sae, generator=generator, operands=operands).to(self.device)
-        self.adam = make_adam(self.sae, config.training, adam_eps=plan.adam_eps)
+        self.adam = Adam(self.sae, config.training, eps=plan.adam_eps)
         self.step = 0
         self.batches_read = 0
         self.rows = 0
@@ -79,7 +79,7 @@ class Trainer:
         assert W_dec.grad is not None
         project_decoder_gradient(W_dec.grad, W_dec)
         self.step += 1
-        self.adam.param_groups[0]["lr"] = self.lr
+        self.adam.lr = self.lr
         self.adam.step()
         renormalize_decoder(W_dec)
         self._row_sums += torch.stack([getattr(stats, name) for name in _SUMMED])
@@ -192,7 +192,7 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(checkpoint.tensors[name])
-        set_adam_step(self.adam, state["step"])
+        self.adam.set_steps_taken(state["step"])
         self.step, self.batches_read, self.rows = state["step"], state["batches_read"], state["rows"]
         self.wall_s, self.notes = state["wall_s"], list(state["notes"])
         self._window_start, self._row_start = state["window_start"], state["row_start"]
@@ -208,7 +208,7 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         return {
             **{name: parameter.detach() for name, parameter in self.sae.named_parameters()},
-            **adam_tensors(self.adam, self.sae),
+            **self.adam.tensors(),
             "window_counts": self._window_counts,
             "row_counts": self._row_counts,
             "row_sums": self._row_sums,

@@ -13,7 +13,6 @@ from optuna.trial import TrialState
 
 from prolu_tune.search import planner
 from prolu_tune.search import sampler as sampler_module
-from prolu_tune.search.problems import make_problem
 from prolu_tune.search.sampler import L0CoverageSampler
 
 RANGES = {"relu+l1": (1e-5, 1.0), "prolu_ste+l1": (1e-5, 1.0)}

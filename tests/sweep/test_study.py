@@ -44,7 +44,10 @@ def test_unfinished_trials_come_back_with_their_whole_configuration(folder: Swee
     _propose_all(study)
     study.finish(1, TrialResult(outcome="finished", record={"l0": 20.5, "mse": 0.1}, checkpoint="x", course=[(0.5, 30.0)]))
     again = SweepStudy(folder, "s")
-    assert [(p.index, p.config) for p in again.unfinished(GridProposer(SPACE))] == [(0, SPACE.trials()[0]), (2, SPACE.trials()[2])]
+    assert [(p.index, p.config) for p in again.unfinished(GridProposer(SPACE))] == [
+        (0, SPACE.trials()[0]),
+        (2, SPACE.trials()[2]),
+    ]
     assert again.results()[1] == TrialResult(
         outcome="finished", record={"l0": 20.5, "mse": 0.1}, checkpoint="x", course=[(0.5, 30.0)]
     )

@@ -9,8 +9,9 @@ import pytest
 
 from prolu_tune.config.trial import TrialConfig
 from prolu_tune.errors import SurroundingsError
+from prolu_tune.sweep.store import resolve_tracking_uri
 from prolu_tune.sweep.study import TrialResult
-from prolu_tune.sweep.tracking import MlflowWriter, Tracker, default_tracking_uri
+from prolu_tune.sweep.tracking import MlflowWriter, Tracker
 
 CONFIG = TrialConfig()
 RESULT = {"l0": 12.5, "ce_degradation": 0.25, "steps": 20.0}
@@ -22,13 +23,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _writer(storage: Path, sweep: str) -> MlflowWriter:
-    return MlflowWriter(default_tracking_uri(storage), experiment="test", artifacts=storage / "artifacts", sweep=sweep)
+    return MlflowWriter(resolve_tracking_uri(None, storage), experiment="test", artifacts=storage / "artifacts", sweep=sweep)
 
 
 def _client(storage: Path) -> Any:
     from mlflow import MlflowClient
 
-    return MlflowClient(default_tracking_uri(storage))
+    return MlflowClient(resolve_tracking_uri(None, storage))
 
 
 def _trial_folder(storage: Path, sweep: str) -> Path:

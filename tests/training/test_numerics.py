@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -38,3 +41,15 @@ def test_threads_are_set_and_part_of_the_signature():
     finally:
         torch.set_num_threads(before)
     assert numerics_signature(TrainingConfig(num_threads=2), CPU) != numerics_signature(TrainingConfig(num_threads=1), CPU)
+
+
+def test_a_trainer_starts_without_importing_torchs_compiler():
+    """It would cost every trial process a second."""
+    code = (
+        "import sys; from prolu_tune.config.resolve import plan_trial; from prolu_tune.config.trial import TrialConfig;"
+        "from prolu_tune.training.state import Trainer; import torch;"
+        "config = TrialConfig.model_validate({'sae': {'d_sae': 8}, 'resampling': {'steps': []}});"
+        "trainer = Trainer(config, plan_trial(config, d_in=4)); trainer.train_step(torch.ones(3, 4)); trainer.row();"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

@@ -6,7 +6,7 @@ import torch
 from prolu_tune.config.trial import ResamplingConfig, SaeConfig, TrainingConfig
 from prolu_tune.sae import SparseAutoencoder
 from prolu_tune.training.numerics import seeded_generator
-from prolu_tune.training.optimizer import adam_tensors, make_adam
+from prolu_tune.training.optimizer import Adam
 from prolu_tune.training.resampling import (
     Draw,
     Resampler,
@@ -105,15 +105,15 @@ def test_without_an_alive_latent_the_mean_norm_is_that_of_all():
 )
 def test_moments_of_replaced_entries_become_0_and_the_mean_over_alive_entries(option, alive, expected):
     sae = _sae()
-    adam = make_adam(sae, TrainingConfig(), adam_eps=1e-8)
-    tensors = adam_tensors(adam, sae)
+    adam = Adam(sae, TrainingConfig(), eps=1e-8)
+    tensors = adam.tensors()
     for name, tensor in tensors.items():
         tensor.fill_(9.0 if "exp_avg." in name else 7.0)
     for name, index in (("W_enc", (slice(None), ALIVE)), ("W_dec", (ALIVE,)), ("b_enc", (ALIVE,))):
         shape = tensors[f"exp_avg_sq.{name}"][index].shape
         tensors[f"exp_avg_sq.{name}"][index] = torch.linspace(1, 4, math.prod(shape)).reshape(shape)
     alive_before = tensors["exp_avg_sq.W_enc"][:, ALIVE].clone()
-    reset_moments(adam, sae, torch.tensor([1, 2]), alive=alive, second_moment=option)
+    reset_moments(adam, torch.tensor([1, 2]), alive=alive, second_moment=option)
     for name, index in (("W_enc", (slice(None), ~ALIVE)), ("W_dec", (~ALIVE,)), ("b_enc", (~ALIVE,))):
         assert (tensors[f"exp_avg.{name}"][index] == 0).all()
         torch.testing.assert_close(
@@ -127,7 +127,7 @@ def test_moments_of_replaced_entries_become_0_and_the_mean_over_alive_entries(op
 
 def _resample(x: torch.Tensor, dead: list[bool], *, batch: int = 4, **options) -> tuple[SparseAutoencoder, dict[str, float]]:
     sae = _sae()
-    adam = make_adam(sae, TrainingConfig(), adam_eps=1e-8)
+    adam = Adam(sae, TrainingConfig(), eps=1e-8)
     resampler = Resampler(sae, torch.tensor(dead), ResamplingConfig(**options), generator=seeded_generator("test"))
     for part in x.split(batch):
         resampler.read(part)

@@ -10,7 +10,7 @@ from naive import NaiveTrainer
 from prolu_tune.config.names import NONLINEARITIES, PENALTIES
 from prolu_tune.config.resolve import plan_trial
 from prolu_tune.config.trial import TrialConfig
-from prolu_tune.training.optimizer import make_adam
+from prolu_tune.training.optimizer import Adam
 from prolu_tune.training.schedule import lr_factor
 from prolu_tune.training.state import Trainer
 
@@ -72,7 +72,7 @@ def _both(nonlinearity: str, penalty: str, *, dtype: torch.dtype, resampling: di
     assert plan.num_steps == 50
     ours = AnyPrecisionTrainer(config, plan)
     ours.sae.to(dtype)
-    ours.adam = make_adam(ours.sae, config.training, adam_eps=plan.adam_eps)
+    ours.adam = Adam(ours.sae, config.training, eps=plan.adam_eps)
     weights = {name: parameter.detach() for name, parameter in ours.sae.named_parameters()}
     naive = NaiveTrainer(weights, nonlinearity=nonlinearity, penalty=penalty, c=0.5 / D_IN, lr=3e-3, batch_size=BATCH)
     stream, their_stream, replaced = _stream(dtype), _stream(dtype), []

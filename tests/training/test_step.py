@@ -35,3 +35,13 @@ def test_gradients_of_one_step_do_not_add_to_those_of_the_last():
     x = sae.normalize(torch.randn(64, 16, generator=torch.Generator().manual_seed(1))).x
     dense_gradients(sae, x, l1_coefficient=0.5)
     assert all(torch.equal(a, p.grad) for a, p in zip(first, sae.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("entries", [1, 700, 48 * 63])
+def test_a_batch_worked_through_in_parts_gives_the_same_statistics_and_gradients(entries, monkeypatch):
+    whole_sae, whole = _step("prolu_ste", "sqrt_l1", torch.float32)
+    monkeypatch.setattr("prolu_tune.training.step._BLOCK_ENTRIES", entries)
+    parts_sae, parts = _step("prolu_ste", "sqrt_l1", torch.float32)
+    torch.testing.assert_close(tuple(parts), tuple(whole))
+    for a, b in zip(parts_sae.parameters(), whole_sae.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,28 @@
+"""`python -m prolu_tune.bench NAME ...` runs the measurement of that name and imports no other: `step` needs torch only."""
+
+import runpy
+import sys
+from pathlib import Path
+
+from prolu_tune.errors import InputError
+
+
+def main() -> int:
+    """Returns the exit code: 0, or 2 with one sentence on what was wrong with the arguments."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in names:
+        asked = f"{name!r} is no measurement" if name else "which measurement?"
+        print(f"{asked}; write python -m prolu_tune.bench NAME with one of {', '.join(names)}", file=sys.stderr)
+        return 2
+    sys.argv[:2] = [f"{sys.argv[0]} {name}"]
+    try:
+        runpy.run_module(f"prolu_tune.bench.{name}", run_name="__main__")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

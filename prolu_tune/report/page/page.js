@@ -1,0 +1,118 @@
+"use strict";
+(() => {
+  const DATA = JSON.parse(document.getElementById("data").textContent);
+  const hidden = {};
+  const views = [];
+  const runRows = new Map([...document.querySelectorAll("tr[data-run]")].map((row) => [row.dataset.run, row]));
+  const options = { actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg", ast: true };
+
+  const rowsOf = (names) => Object.fromEntries(names.map((name) => [name, structuredClone(DATA.datasets[name])]));
+
+  async function draw(figure, spec) {
+    const place = figure.querySelector(".chart");
+    const before = views.findIndex((entry) => entry.figure === figure);
+    if (before >= 0) views.splice(before, 1)[0].result.finalize();
+    const text = JSON.stringify(spec);
+    const names = Object.keys(DATA.datasets).filter((name) => text.includes(`{"name":"${name}"}`));
+    const full = { ...spec, datasets: { ...(spec.datasets || {}), ...rowsOf(names) } };
+    const result = await vegaEmbed(place, full, { ...options, downloadFileName: figure.id });
+    result.view.addEventListener("mouseover", (event, item) => mark(item && item.datum && item.datum.run_id));
+    result.view.addEventListener("mouseout", () => mark(null));
+    views.push({ figure, result });
+    await result.view.signal("hidden", { ...hidden }).runAsync();
+    figure.dataset.drawn = "true";
+  }
+
+  function mark(run) {
+    document.querySelectorAll("tr.hot").forEach((row) => row.classList.remove("hot"));
+    const row = run && runRows.get(run);
+    if (row) row.classList.add("hot");
+  }
+
+  // The plot whose axes can be chosen.
+  const chosen = { x: document.getElementById("choose-x"), y: document.getElementById("choose-y") };
+  const logs = { x: document.getElementById("log-x"), y: document.getElementById("log-y") };
+
+  function spans(key) {
+    const values = DATA.datasets.runs.map((row) => row[key]).filter((value) => value !== undefined);
+    return { positive: Math.min(...values) > 0, factor: Math.max(...values) / Math.min(...values) };
+  }
+
+  function setScales(node, kinds, channel) {
+    if (Array.isArray(node)) return node.map((child) => setScales(child, kinds, channel));
+    if (node === null || typeof node !== "object") return node;
+    const copy = {};
+    for (const [key, value] of Object.entries(node)) {
+      if (key === "scale" && kinds[channel]) {
+        copy[key] = kinds[channel] === "log" ? { type: "log", nice: false, padding: 12 } : { type: "linear", zero: false, padding: 12 };
+      } else copy[key] = setScales(value, kinds, key);
+    }
+    return copy;
+  }
+
+  async function drawMain(figure, template, keepScales) {
+    const axis = { x: DATA.axes[chosen.x.value], y: DATA.axes[chosen.y.value] };
+    const kinds = {};
+    for (const side of ["x", "y"]) {
+      const span = spans(chosen[side].value);
+      logs[side].disabled = !span.positive;
+      if (!keepScales) logs[side].checked = span.positive && span.factor >= DATA.log_span;
+      kinds[side] = logs[side].checked && span.positive ? "log" : "linear";
+    }
+    let text = JSON.stringify(template);
+    for (const side of ["x", "y"]) {
+      text = text.replaceAll(`${side}_field__`, chosen[side].value).replaceAll(`${side}_title__`, axis[side].title).replaceAll(`${side}_sign__`, axis[side].larger ? "-1" : "1");
+    }
+    await draw(figure, setScales(JSON.parse(text), kinds, null));
+    document.getElementById("main-title").textContent = `${axis.y.short} against ${axis.x.short}`;
+  }
+
+  // The legend, which holds for all plots at once.
+  for (const button of document.querySelectorAll(".legend button")) {
+    button.addEventListener("click", async () => {
+      const on = button.getAttribute("aria-pressed") === "true";
+      button.setAttribute("aria-pressed", String(!on));
+      if (on) hidden[button.dataset.architecture] = true;
+      else delete hidden[button.dataset.architecture];
+      await Promise.all(views.map(({ result }) => result.view.signal("hidden", { ...hidden }).runAsync()));
+    });
+  }
+
+  // Sorting; what is missing stays last.
+  for (const button of document.querySelectorAll(".runs thead button")) {
+    button.addEventListener("click", () => {
+      const head = button.closest("th");
+      const column = [...head.parentNode.children].indexOf(head);
+      const down = head.getAttribute("aria-sort") === "ascending";
+      for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const body = head.closest("table").tBodies[0];
+      const keyed = [...body.rows].map((row) => [row.cells[column].dataset.v, row]);
+      const numeric = head.dataset.kind === "number";
+      keyed.sort(([a], [b]) => {
+        if (a === "" || b === "") return (a === "") - (b === "");
+        const order = numeric ? Number(a) - Number(b) : a.localeCompare(b);
+        return down ? -order : order;
+      });
+      body.append(...keyed.map(([, row]) => row));
+    });
+  }
+
+  async function start() {
+    for (const figure of document.querySelectorAll("figure[id]")) {
+      const spec = DATA.specs[figure.id];
+      if (figure.id !== DATA.main) {
+        await draw(figure, spec);
+        continue;
+      }
+      await drawMain(figure, spec, false);
+      for (const control of Object.values(chosen)) control.addEventListener("change", () => drawMain(figure, spec, false));
+      for (const control of Object.values(logs)) control.addEventListener("change", () => drawMain(figure, spec, true));
+    }
+    document.documentElement.dataset.ready = "true";
+  }
+  start().catch((error) => {
+    console.error(error);
+    document.getElementById("trouble").hidden = false;
+  });
+})();
