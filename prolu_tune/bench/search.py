@@ -217,9 +217,7 @@ def main(argv: list[str] | None = None) -> None:
         "6 at once, everything read": (6, None),
     }
     print(f"{num_problems} problems of 6 architectures, 16 bins of L0 5 to 200, medians (means)\n")
-    print(
-        "| coverage sweep | cost per filled reachable bin | per filled bin | reachable bins filled | trials | ms per trial | wrong stops |"
-    )
+    print("| coverage sweep | cost per reachable bin | cost per bin | reachable filled | trials | ms | wrong stops |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     reference: list[Ours] = []
     for name, (max_concurrent, window) in modes.items():

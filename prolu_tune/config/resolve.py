@@ -58,7 +58,8 @@ def plan_trial(config: TrialConfig, *, d_in: int) -> TrialPlan:
     num_batches = training.num_tokens // training.batch_size
     if num_batches < 1:
         raise InputError(
-            f"training.num_tokens ({training.num_tokens}) is less than one training.batch_size ({training.batch_size}); raise num_tokens"
+            f"training.num_tokens ({training.num_tokens}) is less than one training.batch_size ({training.batch_size}); "
+            "raise num_tokens"
         )
     factor = num_batches / FULL_BATCHES
     tokens = resampling.num_tokens or scaled(819_200, factor * training.batch_size / 4096, least=MIN_RESAMPLING_TOKENS)
@@ -67,7 +68,7 @@ def plan_trial(config: TrialConfig, *, d_in: int) -> TrialPlan:
     num_steps = num_batches - len(steps) * resampling_batches
     if num_steps < 1 or list(steps) != sorted(set(steps)) or (steps and steps[-1] >= num_steps):
         raise InputError(
-            f"resampling at steps {list(steps)} with {resampling_batches} batches each does not fit into {num_batches} batches; "
+            f"resampling at steps {list(steps)} with {resampling_batches} batches each does not fit into {num_batches}; "
             "raise training.num_tokens, or set resampling.steps to ascending steps within the run ([] for none)"
         )
     return TrialPlan(

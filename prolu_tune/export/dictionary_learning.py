@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prolu_tune.durable import replace_file
 from prolu_tune.errors import InputError
 from prolu_tune.export.source import TrainedSae
 from prolu_tune.sae.model import SparseAutoencoder
-from prolu_tune.sae.tensor_file import replace_file
 
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "ae.pt"

@@ -4,10 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from prolu_tune.durable import replace_file, sync_folder
 from prolu_tune.errors import InputError
 from prolu_tune.export import card, dictionary_learning, prolu, saelens
 from prolu_tune.export.source import TrainedSae, read_trained
-from prolu_tune.sae.tensor_file import replace_file, sync_folder
 
 Writer = Callable[[TrainedSae, Path], None]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prolu_tune.durable import replace_file
 from prolu_tune.export.source import TrainedSae
 from prolu_tune.sae.model import SparseAutoencoder
-from prolu_tune.sae.tensor_file import replace_file, write_tensors
+from prolu_tune.sae.tensor_file import write_tensors
 
 CONFIG_NAME = "cfg.json"
 TENSORS_NAME = "sae_weights.safetensors"

@@ -140,9 +140,7 @@ def coverage(look: Look) -> alt.LayerChart:
     return _finished(look, alt.layer(*layers), 30 * len(look.architectures) + 10)
 
 
-def course(
-    look: Look, architecture: str, *, last_step: int, l0_range: tuple[float, float], peak_lr: float
-) -> alt.LayerChart:
+def course(look: Look, architecture: str, *, last_step: int, l0_range: tuple[float, float], peak_lr: float) -> alt.LayerChart:
     """Returns one architecture's L0 over training, a line per run, resampling as dashed lines, the learning rate as an area."""
     mine = f"datum.architecture === '{architecture}'"
     x = alt.X(

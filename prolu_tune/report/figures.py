@@ -5,9 +5,9 @@ from pathlib import Path
 
 import vl_convert
 
+from prolu_tune.durable import replace_file
 from prolu_tune.report.build import VEGA_LITE, Report
 from prolu_tune.report.charts import Look
-from prolu_tune.sae.tensor_file import replace_file
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:

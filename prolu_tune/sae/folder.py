@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from prolu_tune.config.trial import SaeConfig
+from prolu_tune.durable import replace_file, sync_folder
 from prolu_tune.errors import InputError
 from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.sae.tensor_file import (
@@ -21,8 +22,6 @@ from prolu_tune.sae.tensor_file import (
     content_digest,
     read_small_file,
     read_tensors,
-    replace_file,
-    sync_folder,
     write_tensors,
 )
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from prolu_tune.durable import replace_file
+
 MAX_HEADER_BYTES = 1_000_000
 _CODES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
@@ -69,35 +71,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     text += b" " * (-len(text) % 8)
     assert len(text) <= MAX_HEADER_BYTES, "the header must stay small enough to be read back"
     replace_file(path, [len(text).to_bytes(8, "little"), text, *(_bytes_of(tensor) for tensor in tensors.values())])
-
-
-def replace_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Puts a file with this content in place of `path`: temporary name beside it, flush, fsync, rename, fsync of the folder.
-
-    Raises:
-        OSError: if it cannot be written; what stood at `path` is untouched and the temporary file is gone.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_small_file(path: Path, *, max_bytes: int) -> bytes:

@@ -19,6 +19,7 @@ RIM_BRACKET = 0.045
 SURELY = 1.2  # and this many times too narrow for its bins, they are not worth finding
 WORTH_TRYING = 0.15  # a bin with a smaller chance than this at its best coefficient is probed or given up
 ENOUGH_TRIES = 5  # trainings in the bracket of a bin that missed it
+IDLE = 14  # trainings of a group in a row that fill nothing, after which its open bins are given up
 HALF_HEARTED = 0.35  # best chance of a bin under which that many are enough; otherwise twice as many
 STOP_BELOW = 0.3  # chance of filling an open bin under which a running trial is stopped
 _DIVERGENCE_PRIOR, _DIVERGENCE_WEIGHT = 0.06, 3.0
@@ -130,7 +131,10 @@ class Landscape:
                         point = clipped_log(record.predicted_l0, self.target), 0.4
                 if point is not None:
                     y = min(max(point[0], clipped_log(0.0, self.target)), clipped_log(math.inf, self.target))
-                    seen.append(Observation(record.log_coefficient, y, point[1], record.number))
+                    # Far outside, how far is not the question: that it is outside is sure enough to bound the curve.
+                    beyond = max(self.target.log_low - y, y - self.target.log_high, 0.0)
+                    sd = min(point[1], 0.25 + 0.4 * beyond) if beyond > 1 else point[1]
+                    seen.append(Observation(record.log_coefficient, y, sd, record.number))
             self._observations[group] = seen
         return self._observations[group]
 
@@ -243,8 +247,26 @@ class Landscape:
                     verdict = None if counts[index] else self._verdict(group, index, bracket)
                     if verdict is not None:
                         found[index] = verdict
+                idle = self._idle(group)
+                if len(idle) >= IDLE:
+                    reason = f"the last {len(idle)} trainings filled no bin"
+                    for index in np.flatnonzero(counts == 0):
+                        found.setdefault(int(index), Unreachable(int(index), reason, idle[-IDLE:]))
             self._unreachable[group] = found
         return self._unreachable[group]
+
+    def _idle(self, group: Group) -> tuple[int, ...]:
+        """The trials since the last one that filled a bin still short of trials; lost ones do not count."""
+        counts, idle = np.zeros(self.target.bins, dtype=int), []
+        for record in self.records[group]:
+            place = self.target.bin_of(record.l0) if record.outcome == "finished" else None
+            if place is not None and counts[place] <= self.repeats:
+                idle.clear()
+            elif record.outcome not in ("diverged", "failed"):
+                idle.append(record.number)
+            if place is not None:
+                counts[place] += 1
+        return tuple(idle)
 
     def _verdict(self, group: Group, index: int, bracket: Bracket) -> Unreachable | None:
         low_l0, high_l0 = self.target.bounds_of(index)

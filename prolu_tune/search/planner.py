@@ -9,6 +9,7 @@ from prolu_tune.search.landscape import MIN_WIDTH, WORTH_TRYING, Landscape
 from prolu_tune.search.records import Group, PendingTrial
 
 WORTH_STARTING = 0.3  # chance to fill an open bin under which a trial waits for what is still pending
+_SAME_PLACE, _AGAIN = 0.02, 0.7  # log coefficient of a place; what a training that ended there leaves of its chance
 _APART = 0.05  # how much a coefficient far from all others is preferred, for what it teaches
 
 
@@ -72,6 +73,8 @@ def best_of_group(landscape: Landscape, group: Group, pending: Sequence[PendingT
     taken = np.array([seen.x for seen in landscape.observations(group)] + [trial.log_coefficient for trial in pending])
     distance = np.abs(xs[:, None] - taken[None, :]).min(axis=1) if len(taken) else np.abs(xs - landscape.prior(group).location)
     apart = np.clip(distance / 0.5, 0, 1) if len(taken) else -np.clip(distance / (high - low), 0, 1)
+    tried = np.array([seen.x for seen in landscape.observations(group)])
+    chance = chance * _AGAIN ** (np.abs(xs[:, None] - tried[None, :]) < _SAME_PLACE).sum(axis=1)
     index = int(np.argmax(chance + _APART * apart))
     return float(xs[index]), float(chance[index])
 

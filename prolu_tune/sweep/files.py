@@ -21,26 +21,6 @@ from prolu_tune.errors import InputError, SurroundingsError
 DEFAULT_STORAGE = Path("prolu_runs")
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader, or a crash at any moment, sees the old bytes or the new, never a mixture."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder as durable as its files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @dataclass(frozen=True)
 class SweepFolder:
     """The files of one sweep."""

@@ -7,8 +7,8 @@ So the file is brought back to its last whole record before Optuna opens it, und
 import json
 from pathlib import Path
 
+from prolu_tune.durable import replace_file
 from prolu_tune.errors import SurroundingsError
-from prolu_tune.sweep.files import replace_file
 
 
 def repair_journal(path: Path) -> int:
@@ -27,7 +27,7 @@ def repair_journal(path: Path) -> int:
     if whole == len(data):
         return 0
     path.with_name(f"{path.name}.torn").write_bytes(data[whole:])
-    replace_file(path, data[:whole])
+    replace_file(path, [data[:whole]])
     return len(data) - whole
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from optuna.samplers import BaseSampler
 
+from prolu_tune.durable import replace_file
 from prolu_tune.errors import InputError, SurroundingsError
 from prolu_tune.search.space import SearchSpace
 from prolu_tune.sweep.coverage_search import CoverageProposer
 from prolu_tune.sweep.driver import SweepDriver, frontier_trials, sweep_records
-from prolu_tune.sweep.files import SweepFolder, SweepLock, replace_file
+from prolu_tune.sweep.files import SweepFolder, SweepLock
 from prolu_tune.sweep.records import Record
 from prolu_tune.sweep.screen import Screen
 from prolu_tune.sweep.signals import StopSignals
@@ -157,7 +158,7 @@ def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
     if complete and driver.failure is None:
         assert driver.tracker.writer is not None
         runs = {str(i): run.run_id for i, run in driver.tracker.writer.tracked.children.items()}
-        replace_file(marker, json.dumps(runs).encode())
+        replace_file(marker, [json.dumps(runs).encode()])
         driver.folder.remove_scratch()
     exit_code = 3 if driver.failure else 130 if driver.stopping else None
     return _finish(driver.screen, driver.name, records, exit_code, driver.failure)
@@ -190,7 +191,7 @@ def _check_identity(space: SearchSpace, folder: SweepFolder, *, started: bool) -
                 f"a sweep named {space.name} exists with another configuration ({_differences(stored, identity)}); "
                 "give this one another name with --name, or start anew with --fresh (the old one is kept aside)"
             )
-    replace_file(folder.space_file, json.dumps({"identity": identity, "space": space.to_json()}, indent=1).encode())
+    replace_file(folder.space_file, [json.dumps({"identity": identity, "space": space.to_json()}, indent=1).encode()])
 
 
 def _differences(stored: dict[str, Any], now: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from prolu_tune.config.resolve import TrialPlan
 from prolu_tune.config.trial import TrialConfig
+from prolu_tune.durable import replace_file
 from prolu_tune.sae.folder import save_sae
-from prolu_tune.sweep.files import replace_file
 from prolu_tune.sweep.study import StopRule, TrialResult
 from prolu_tune.training.trainer import TrainingResult, train
 
@@ -119,7 +119,7 @@ def _store_trained(folder: Path, config: TrialConfig, result: TrainingResult, pr
     )
     if result.outcome == "finished":
         save_sae(result.sae, folder / "sae", config=config.model_dump(mode="json"), versions=versions(), metrics={})
-    replace_file(folder / "trained.json", json.dumps(asdict(trained)).encode())
+    replace_file(folder / "trained.json", [json.dumps(asdict(trained)).encode()])
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return trained
 
@@ -138,7 +138,7 @@ def save_metrics(sae_folder: Path, metrics: dict[str, Any]) -> None:
     """Puts a trial's metrics into the `config.json` of its SAE folder."""
     path = sae_folder / "config.json"
     document = json.loads(path.read_bytes()) | {"metrics": metrics}
-    replace_file(path, json.dumps(document, indent=1).encode())
+    replace_file(path, [json.dumps(document, indent=1).encode()])
 
 
 class MetricsFile:
@@ -167,4 +167,4 @@ class MetricsFile:
             out.write(line)
 
     def _rewrite(self) -> None:
-        replace_file(self._path, b"".join(self._lines))
+        replace_file(self._path, self._lines)

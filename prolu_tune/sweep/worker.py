@@ -14,8 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prolu_tune.config.resolve import plan_trial
 from prolu_tune.config.trial import TrialConfig
+from prolu_tune.durable import replace_file
 from prolu_tune.errors import InputError, SurroundingsError
-from prolu_tune.sweep.files import SweepFolder, replace_file, surroundings_error
+from prolu_tune.sweep.files import SweepFolder, surroundings_error
 from prolu_tune.sweep.settings import NodeSettings, WorkerSettings
 from prolu_tune.sweep.study import TrialResult
 
@@ -92,7 +93,7 @@ def ray_trial(assignment: dict[str, Any]) -> None:
         tune.report({"surroundings": str(told)})
     except Exception as error:  # a trial's own error must not end the others
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "error.txt", traceback.format_exc().encode())
+        replace_file(folder / "error.txt", [traceback.format_exc().encode()])
         message = _message(error)
         tune.report({"result": asdict(TrialResult(outcome="failed", record={}, message=message))})
     else:

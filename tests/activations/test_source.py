@@ -1,6 +1,5 @@
 import hashlib
 import json
-import multiprocessing
 import subprocess
 import sys
 import threading
@@ -25,8 +24,8 @@ def chunk_of(source: ActivationSource, index: int) -> np.ndarray:
     return open_chunk(source.ensure(index), tokens=source.layout.chunk_tokens, d_in=source.d_in)
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def digest(path: Path) -> tuple[str, str]:
+    return path.name, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_chunk_holds_the_activations_of_its_rows_in_the_seeded_order(make_config: Make, tmp_path: Path) -> None:
@@ -66,24 +65,45 @@ from prolu_tune.config.trial import ActivationConfig
 
 source = ActivationSource(ActivationConfig.model_validate_json(sys.argv[1]), cache_dir=Path(sys.argv[2]))
 paths = {i: source.ensure(i) for i in json.loads(sys.argv[3])}
-print(json.dumps({i: [p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for i, p in paths.items()}))
+digests = {i: [p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for i, p in paths.items()}
+print(json.dumps({"produced": source.tokens_produced, "digests": digests}))
 """
 
 
-def test_a_chunk_has_the_same_bytes_in_any_order_any_process_and_after_eviction(make_config: Make, tmp_path: Path) -> None:
+def test_a_chunk_has_the_same_bytes_in_any_order_and_process_and_processes_share_the_work(
+    make_config: Make, tmp_path: Path
+) -> None:
     config = make_config(epochs=2)
     source = ActivationSource(config, cache_dir=tmp_path / "here")
     assert source.layout.chunks_per_epoch is not None
     chunks = [0, 1, source.layout.chunks_per_epoch]
-    here = {i: [path.name, digest(path)] for i in chunks if (path := source.ensure(i))}
+    there = tmp_path / "there"
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, config.model_dump_json(), str(there), json.dumps(order)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for order in (chunks, chunks[::-1])
+    ]
+    here = {i: digest(source.ensure(i)) for i in chunks}
     assert len({name for name, _ in here.values()}) == 3
     for i in reversed(chunks):
         source.ensure(i).unlink()
-    assert {i: [path.name, digest(path)] for i in reversed(chunks) if (path := source.ensure(i))} == here
-    arguments = [config.model_dump_json(), str(tmp_path / "there"), json.dumps(chunks[::-1])]
-    answer = subprocess.run([sys.executable, "-c", CHILD, *arguments], check=True, capture_output=True, text=True)
-    assert {int(i): value for i, value in json.loads(answer.stdout).items()} == here
-    assert answer.stderr == ""
+    assert {i: digest(source.ensure(i)) for i in reversed(chunks)} == here  # after eviction
+    produced = 0
+    for child in children:
+        out, err = child.communicate(timeout=250)
+        assert (child.returncode, err) == (0, "")
+        answer = json.loads(out)
+        produced += answer["produced"]
+        assert {int(i): tuple(value) for i, value in answer["digests"].items()} == here
+    assert produced == 3 * source.layout.chunk_tokens
+    cached = ActivationSource(config, cache_dir=there)
+    assert cached.has(0)
+    cached.ensure(0)
+    assert cached._model is None  # what is cached needs no model
 
 
 def test_the_language_model_runs_once_per_chunk_for_any_number_of_readers(make_config: Make, tmp_path: Path) -> None:
@@ -102,34 +122,8 @@ def test_the_language_model_runs_once_per_chunk_for_any_number_of_readers(make_c
     for thread in threads:
         thread.join()
     assert len(sums) == 6
-    assert len({value for value in sums}) == 3
+    assert len(set(sums)) == 3
     assert source.tokens_produced == source.language_model.tokens_processed == num_tokens
-
-
-def _read_in_process(config: ActivationConfig, folder: Path, answers: Any) -> None:
-    source = ActivationSource(config, cache_dir=folder)
-    stream = ActivationStream(source.layout, source.ensure)
-    total = sum(
-        float(batch.float().sum()) for batch in stream.batches(0, batch_size=128, num_tokens=3 * source.layout.chunk_tokens)
-    )
-    answers.put((source.tokens_produced, total))
-
-
-def test_processes_that_share_a_cache_folder_share_the_work(make_config: Make, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    config = make_config()
-    processes = [context.Process(target=_read_in_process, args=(config, tmp_path, answers)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    got = [answers.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join()
-    source = ActivationSource(config, cache_dir=tmp_path)
-    assert sum(produced for produced, _ in got) == 3 * source.layout.chunk_tokens
-    assert got[0][1] == got[1][1]
-    assert source.has(2)
-    assert source._model is None  # what is cached needs no model
 
 
 def test_everything_that_changes_a_chunk_changes_the_fingerprint_and_nothing_else(

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from prolu_tune.search.space import SearchSpace
-from prolu_tune.sweep.files import SweepFolder, SweepLock, replace_file
+from prolu_tune.sweep.files import SweepFolder, SweepLock
 from prolu_tune.sweep.study import GridProposer, Proposal, SweepStudy, TrialResult
 
 SPACE = SearchSpace.model_validate(
@@ -93,9 +93,3 @@ def test_a_second_driver_is_told_who_runs_the_sweep(folder: SweepFolder) -> None
     other = SweepLock(folder)
     other.acquire()
     other.release()
-
-
-def test_replacing_a_file_leaves_no_temporary_file(tmp_path: Path) -> None:
-    replace_file(tmp_path / "a", b"old")
-    replace_file(tmp_path / "a", b"new")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"new")]
