@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from prolu_tune.config.trial import TrialConfig
-from prolu_tune.sweep.quiet import quiet_mlflow
-from prolu_tune.sweep.words import trial_label
+from prolu_tune.results.quiet import quiet_mlflow
+from prolu_tune.screen.words import trial_label
 
 quiet_mlflow()
 

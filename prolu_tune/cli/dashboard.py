@@ -11,8 +11,8 @@ import urllib.request
 import webbrowser
 
 from prolu_tune.errors import InputError, SurroundingsError
-from prolu_tune.sweep.quiet import QUIET_ENVIRONMENT
-from prolu_tune.sweep.store import open_store, without_password
+from prolu_tune.results.quiet import QUIET_ENVIRONMENT
+from prolu_tune.results.store import open_store, without_password
 
 HOST = "127.0.0.1"
 START_S = 120.0

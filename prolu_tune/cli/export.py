@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from prolu_tune.cli.options import DEFAULT_STORAGE, Json, Storage, TrackingUri, examples
+from prolu_tune.cli.options import Json, Storage, TrackingUri, examples
+from prolu_tune.results.store import DEFAULT_STORAGE
 
 ENVIRONMENT = (
     "Environment: PROLU_STORAGE, PROLU_TRACKING_URI (or MLFLOW_TRACKING_URI); HF_TOKEN and HF_ENDPOINT for the hub. "
@@ -72,7 +73,7 @@ def export(
     from prolu_tune.export.fetch import trained_folder
     from prolu_tune.export.formats import export_folder
     from prolu_tune.export.hub import push_folder
-    from prolu_tune.sweep.records import to_json
+    from prolu_tune.results.records import to_json
 
     target = folder.expanduser().absolute()
     url = None

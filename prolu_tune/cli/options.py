@@ -35,7 +35,6 @@ TrackingUri = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
-DEFAULT_STORAGE = Path("prolu_runs")
 EXIT_CODES = (
     "Exit codes: 0 done, 1 some trials failed, 2 wrong input, 3 surroundings failed, 130 interrupted; "
     "after 3 and 130 the same command goes on."

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prolu_tune.cli.options import DEFAULT_STORAGE, Json, Settings, SpaceFile, Storage, SweepName, examples
+from prolu_tune.cli.options import Json, Settings, SpaceFile, Storage, SweepName, examples
 from prolu_tune.cli.plan_text import origin_lines, origins, plan_lines, size
+from prolu_tune.results.store import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
     from prolu_tune.config.shape import ModelShape

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from prolu_tune.sweep.words import duration
+from prolu_tune.screen.words import duration
 
 if TYPE_CHECKING:
     from prolu_tune.search.space import LoadedSpace

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prolu_tune.cli.options import DEFAULT_STORAGE, Json, Storage, TrackingUri, examples
+from prolu_tune.cli.options import Json, Storage, TrackingUri, examples
 from prolu_tune.cli.tables import Format, aligned, terminal_width, write_table
+from prolu_tune.results.store import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
-    from prolu_tune.sweep.query import Sweep
+    from prolu_tune.results.query import Sweep
 
 ENVIRONMENT = "Environment: PROLU_STORAGE, PROLU_TRACKING_URI (or MLFLOW_TRACKING_URI), PROLU_EXPERIMENT."
 EXIT_CODES = "Exit codes: 0 done, 1 nothing found, 2 wrong input, 3 the tracking store does not answer."
@@ -104,7 +105,7 @@ def status(
 ) -> None:
     from prolu_tune.cli.status import status_lines, watch_status
     from prolu_tune.errors import InputError
-    from prolu_tune.sweep.query import load_sweep
+    from prolu_tune.results.query import load_sweep
 
     if watch and as_json:
         raise InputError("--json prints one document, --watch many; leave one of them out")
@@ -136,8 +137,8 @@ def pareto(
     form: OutputFormat = None,
     as_json: Json = False,
 ) -> None:
-    from prolu_tune.sweep.filters import parse_range
-    from prolu_tune.sweep.query import load_sweeps
+    from prolu_tune.results.filters import parse_range
+    from prolu_tune.results.query import load_sweeps
 
     _one_output(as_json, form)
     limits = None if l0 is None else parse_range(l0)
@@ -168,7 +169,7 @@ def best(
     form: OutputFormat = None,
     as_json: Json = False,
 ) -> None:
-    from prolu_tune.sweep.query import load_sweeps
+    from prolu_tune.results.query import load_sweeps
 
     _one_output(as_json, form)
     whole = load_sweeps(names, tracking_uri=tracking_uri, storage=storage)
@@ -196,7 +197,7 @@ def dashboard(
     tracking_uri: TrackingUri = None,
 ) -> None:
     from prolu_tune.cli.dashboard import open_dashboard
-    from prolu_tune.sweep.store import resolve_tracking_uri
+    from prolu_tune.results.store import resolve_tracking_uri
 
     raise typer.Exit(open_dashboard(resolve_tracking_uri(tracking_uri, storage), port=port, browser=browser))
 
@@ -226,8 +227,8 @@ def pareto_document(sweep: "Sweep", x: str, y: str) -> dict[str, Any]:
 
 def _pareto_lines(document: dict[str, Any]) -> list[str]:
     """Returns the frontier for people: a scatter, the runs along it, and how the architectures compare."""
-    from prolu_tune.sweep.draw import legend, scatter
-    from prolu_tune.sweep.words import number
+    from prolu_tune.screen.draw import legend, scatter
+    from prolu_tune.screen.words import number
 
     x, y, runs = document["x"], document["y"], document["runs"]
     by_id = {record["run_id"]: record for record in runs}
@@ -263,7 +264,7 @@ def _columns(x: str, y: str) -> list[Any]:
 
 def _python_lines(sweep: "Sweep", record: dict[str, Any]) -> str:
     """Returns the three lines that load a run's SAE, from any folder, and use it."""
-    from prolu_tune.sweep.store import resolve_tracking_uri, without_password
+    from prolu_tune.results.store import resolve_tracking_uri, without_password
 
     trial = next(trial for trial in sweep.trials if trial.record["run_id"] == record["run_id"])
     checkpoint = record["checkpoint"]
@@ -312,7 +313,7 @@ def _one_output(as_json: bool, form: str | None) -> None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    from prolu_tune.sweep.records import to_json
+    from prolu_tune.results.records import to_json
 
     print(to_json(document))
 

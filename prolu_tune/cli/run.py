@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from prolu_tune.results.store import DEFAULT_STORAGE
 from prolu_tune.cli.options import (
-    DEFAULT_STORAGE,
     EXIT_CODES,
     Json,
     Settings,
@@ -71,9 +71,9 @@ def run(
     space = load_space(space_file, overrides=settings, name=name)
     storage = storage_folder(storage)
 
-    from prolu_tune.sweep.records import to_json
+    from prolu_tune.results.records import to_json
+    from prolu_tune.screen.screen import make_screen
     from prolu_tune.sweep.runner import run_sweep
-    from prolu_tune.sweep.screen import make_screen
 
     outcome = run_sweep(
         space,
@@ -95,9 +95,9 @@ def cache(space_file: SpaceFile, settings: Settings = None, storage: Storage = D
     space = load_space(space_file, overrides=settings)
     storage = storage_folder(storage)
 
-    from prolu_tune.sweep.records import to_json
+    from prolu_tune.results.records import to_json
+    from prolu_tune.screen.screen import make_screen
     from prolu_tune.sweep.runner import prepare_cache
-    from prolu_tune.sweep.screen import make_screen
 
     num_chunks = prepare_cache(space, storage=storage, screen=make_screen())
     if as_json:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prolu_tune.cli.tables import terminal_width
-from prolu_tune.sweep.words import count, duration, number
+from prolu_tune.screen.words import count, duration, number
 
 BAR = 24
 

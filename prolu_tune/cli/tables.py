@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prolu_tune.errors import InputError
-from prolu_tune.sweep.records import COUNTS, FIELDS, METRICS, Record
-from prolu_tune.sweep.words import coefficient, count, duration, number, signed
+from prolu_tune.results.records import COUNTS, FIELDS, METRICS, Record
+from prolu_tune.screen.words import coefficient, count, duration, number, signed
 
 Format = Literal["csv", "md", "parquet"]
 WHOLE = ("trial", "seed", "steps", "tokens")

@@ -33,3 +33,13 @@ def split_architecture(architecture: str) -> tuple[str, str]:
     if penalty not in PENALTIES:
         raise ValueError(f"{penalty!r} is not a penalty; write nonlinearity+penalty with one of {', '.join(PENALTIES)}")
     return nonlinearity, penalty
+
+
+ALL_ARCHITECTURES: tuple[str, ...] = tuple(architecture_name(n, p) for n in NONLINEARITIES for p in PENALTIES)
+
+
+def place(architecture: str) -> int:
+    """Returns the place of an architecture in every list, legend and palette."""
+    if architecture in ALL_ARCHITECTURES:
+        return ALL_ARCHITECTURES.index(architecture)
+    return len(ALL_ARCHITECTURES) + sum(architecture.encode()) % 20

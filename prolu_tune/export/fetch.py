@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prolu_tune.errors import InputError
-from prolu_tune.sweep import query, store
+from prolu_tune.results import query, store
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prolu_tune.sweep.draw import place
-from prolu_tune.sweep.figure import COLORS
+from prolu_tune.config.names import place
+from prolu_tune.results.figure import COLORS
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 """Vega's words for the markers of `sweep.figure`, in the same order."""

@@ -20,7 +20,7 @@ from prolu_tune.report.curves import INTERVAL, ONE_SEED_TOLERANCE, REPLICATES, W
 from prolu_tune.report.findings import BIAS_SHARE, COMPARABLE, CONTRADICTION, FAILS, HOLDS, UNKNOWN, check_findings
 from prolu_tune.report.plots import Plot, datasets, penalties, plots
 from prolu_tune.report.table import columns, cost, run_rows, states, suppression_table
-from prolu_tune.sweep.words import count, duration, number, signed
+from prolu_tune.screen.words import count, duration, number, signed
 
 VEGA_LITE = "6.4"
 """Version of Vega-Lite whose JavaScript goes into the page; the one that Altair writes for."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prolu_tune.report.axes import in_order
-from prolu_tune.sweep.filters import StoredTrial
-from prolu_tune.sweep.query import Sweep
-from prolu_tune.sweep.records import finite
-from prolu_tune.sweep.store import open_store, store_errors
+from prolu_tune.results.filters import StoredTrial
+from prolu_tune.results.query import Sweep
+from prolu_tune.results.records import finite
+from prolu_tune.results.store import open_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prolu_tune.report.curves import ONE_SEED_TOLERANCE, Plane, Planes
-from prolu_tune.sweep.words import number
+from prolu_tune.screen.words import number
 
 Verdict = Literal["holds", "does not hold", "cannot tell from these runs"]
 HOLDS: Verdict = "holds"

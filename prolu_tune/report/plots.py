@@ -13,9 +13,9 @@ from prolu_tune.report.charts import Look
 from prolu_tune.report.collect import SweepData
 from prolu_tune.report.curves import Planes
 from prolu_tune.report.findings import BIAS_RANGE
+from prolu_tune.results.status import GRID_BINS
+from prolu_tune.screen.words import number
 from prolu_tune.search.coverage import CoverageTarget, bin_counts
-from prolu_tune.sweep.status import GRID_BINS
-from prolu_tune.sweep.words import number
 
 BANDED: tuple[tuple[str, str], ...] = (("l0", "ce_degradation"), ("l1", "mse"), ("sqrt_l1", "mse"))
 """Planes in which curves are given with intervals."""

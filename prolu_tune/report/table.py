@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prolu_tune.config.names import place
 from prolu_tune.report.best_at import L0_TICKS
 from prolu_tune.report.collect import SweepData
 from prolu_tune.report.curves import Planes
-from prolu_tune.sweep.draw import place
-from prolu_tune.sweep.words import coefficient, count, duration, number, signed
+from prolu_tune.screen.words import coefficient, count, duration, number, signed
 
 Row = dict[str, Any]
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from prolu_tune.config.trial import TrialConfig
 from prolu_tune.errors import SurroundingsError
 from prolu_tune.pareto import pareto_frontier
+from prolu_tune.results.records import Record, new_record
+from prolu_tune.screen.screen import Screen
 from prolu_tune.sweep.files import SweepFolder
-from prolu_tune.sweep.records import Record, new_record
-from prolu_tune.sweep.screen import Screen
 from prolu_tune.sweep.study import Proposal, Proposer, SweepStudy, TrialResult
 from prolu_tune.sweep.tracking import Tracker, config_label
 

@@ -18,8 +18,6 @@ from typing import IO, Any
 
 from prolu_tune.errors import InputError, SurroundingsError
 
-DEFAULT_STORAGE = Path("prolu_runs")
-
 
 @dataclass(frozen=True)
 class SweepFolder:

@@ -15,14 +15,14 @@ from optuna.samplers import BaseSampler
 
 from prolu_tune.durable import replace_file
 from prolu_tune.errors import InputError, SurroundingsError
+from prolu_tune.results.records import Record
+from prolu_tune.results.store import experiment_name, resolve_tracking_uri
+from prolu_tune.screen.screen import Screen
 from prolu_tune.search.space import SearchSpace
 from prolu_tune.sweep.coverage_search import CoverageProposer
 from prolu_tune.sweep.driver import SweepDriver, frontier_trials, sweep_records
 from prolu_tune.sweep.files import SweepFolder, SweepLock
-from prolu_tune.sweep.records import Record
-from prolu_tune.sweep.screen import Screen
 from prolu_tune.sweep.signals import StopSignals
-from prolu_tune.sweep.store import experiment_name, resolve_tracking_uri
 from prolu_tune.sweep.study import GridProposer, Proposer, SweepStudy
 from prolu_tune.sweep.tracking import MlflowWriter, Tracker
 

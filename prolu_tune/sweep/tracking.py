@@ -20,9 +20,9 @@ from urllib.parse import unquote, urlparse
 
 from prolu_tune.config.trial import TrialConfig
 from prolu_tune.errors import SurroundingsError
-from prolu_tune.sweep.quiet import quiet_mlflow
+from prolu_tune.results.quiet import quiet_mlflow
+from prolu_tune.screen.words import trial_label
 from prolu_tune.sweep.study import TrialResult
-from prolu_tune.sweep.words import trial_label
 
 ROWS_PER_BATCH = 1000
 """MLflow's limit of metrics in one call."""

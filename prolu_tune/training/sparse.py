@@ -62,8 +62,8 @@ class SparseStep:
             self._pre = torch.empty(len(x), sae.d_sae)
         centred = x - sae.b_dec
         torch.mm(centred, sae.W_enc, out=self._pre)
-        entries = active_entries(self._pre, gate_threshold(sae.config.nonlinearity, sae.b_enc))
-        return _gradients(sae, centred, entries, l1_coefficient=l1_coefficient)
+        threshold = gate_threshold(sae.config.nonlinearity, sae.b_enc)
+        return _gradients(sae, centred, active_entries(self._pre, threshold), l1_coefficient=l1_coefficient)
 
 
 def gate_threshold(name: str, b_enc: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
@@ -130,6 +130,8 @@ def _gradients(
     # metrics.squared_error(recon, x), without another array of that size.
     squared_error = residual.square().sum(1).mean()
     grad_recon = residual.mul_(2 / batch)
+    # At the highest density that is trained sparsely the indices take as much memory as all the rest.
+    del entries, keys, order, values_by_token
 
     # In the latents' order each row of W_dec is read once, and what is gathered is the smaller of the two arrays.
     pattern = _by_latent_pattern(by_latent, row, grad_acts.view(-1), batch)

@@ -1,8 +1,11 @@
 """The Triton kernels of `triton_step`: one program per token or per latent, fixed launch shapes, no atomics.
 
 Every sum is made by one program in one order, so results depend neither on scheduling nor on what else runs. Loops over
-entries take TILE of them at a time. Offsets that may pass 2**31 are int64.
+entries take TILE of them at a time. Offsets that may pass 2**31 are int64. `no_type_check` keeps the tests' shape checks
+out, which Triton's interpreter cannot see through.
 """
+
+from typing import no_type_check
 
 import triton
 import triton.language as tl
@@ -15,6 +18,7 @@ SQRT_L1 = tl.constexpr(1)
 
 
 @triton.jit
+@no_type_check
 def _is_open(pre, bias, NONLINEARITY: tl.constexpr):
     opened = pre + bias > 0
     if NONLINEARITY != RELU:
@@ -23,6 +27,7 @@ def _is_open(pre, bias, NONLINEARITY: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def count_active(pre_ptr, bias_ptr, counts_ptr, d_sae, NONLINEARITY: tl.constexpr, BLOCK: tl.constexpr):
     """Stores each token's number of active latents."""
     token = tl.program_id(0).to(tl.int64)
@@ -37,6 +42,7 @@ def count_active(pre_ptr, bias_ptr, counts_ptr, d_sae, NONLINEARITY: tl.constexp
 
 
 @triton.jit
+@no_type_check
 def compact_active(
     pre_ptr,
     bias_ptr,
@@ -86,6 +92,7 @@ def compact_active(
 
 
 @triton.jit
+@no_type_check
 def decode(
     offsets_ptr,
     latents_ptr,
@@ -122,6 +129,7 @@ def decode(
 
 
 @triton.jit
+@no_type_check
 def latent_gradients(
     offsets_ptr,
     order_ptr,
@@ -186,6 +194,7 @@ def latent_gradients(
 
 
 @triton.jit
+@no_type_check
 def _adam(p, grad, m_ptr, v_ptr, where, inside, step_size, root_correction, beta1_left, beta2_left, eps):
     # 1 - beta comes as an argument: taken here, in float32, it would be off by 5e-5 of itself.
     m = tl.load(m_ptr + where, mask=inside, other=0.0)
@@ -198,6 +207,7 @@ def _adam(p, grad, m_ptr, v_ptr, where, inside, step_size, root_correction, beta
 
 
 @triton.jit
+@no_type_check
 def update_decoder(
     p_ptr, grad_ptr, m_ptr, v_ptr, d_in, step_size, root_correction, beta1_left, beta2_left, eps, BLOCK: tl.constexpr
 ):
@@ -214,6 +224,7 @@ def update_decoder(
 
 
 @triton.jit
+@no_type_check
 def update_matrix(
     p_ptr,
     grad_ptr,

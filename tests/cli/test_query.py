@@ -16,7 +16,7 @@ from stored_sweeps import EXP3, Store
 
 from prolu_tune.cli.main import main
 from prolu_tune.cli.tables import RUN_COLUMNS, aligned
-from prolu_tune.sweep.records import FIELDS
+from prolu_tune.results.records import FIELDS
 
 
 class Ended:

@@ -9,7 +9,7 @@ import pytest
 
 from prolu_tune.config.trial import TrialConfig
 from prolu_tune.errors import SurroundingsError
-from prolu_tune.sweep.store import resolve_tracking_uri
+from prolu_tune.results.store import resolve_tracking_uri
 from prolu_tune.sweep.study import TrialResult
 from prolu_tune.sweep.tracking import MlflowWriter, Tracker
 

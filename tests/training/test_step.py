@@ -44,4 +44,4 @@ def test_a_batch_worked_through_in_parts_gives_the_same_statistics_and_gradients
     parts_sae, parts = _step("prolu_ste", "sqrt_l1", torch.float32)
     torch.testing.assert_close(tuple(parts), tuple(whole))
     for a, b in zip(parts_sae.parameters(), whole_sae.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+        assert (a.grad - b.grad).norm() < 1e-4 * b.grad.norm()

@@ -9,21 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from plotille import Canvas
 
-from prolu_tune.config.names import NONLINEARITIES, PENALTIES, architecture_name
-from prolu_tune.sweep.records import Record
-from prolu_tune.sweep.words import number, signed
+from prolu_tune.config.names import place
+from prolu_tune.results.records import Record
+from prolu_tune.screen.words import number, signed
 
-ALL_ARCHITECTURES: tuple[str, ...] = tuple(architecture_name(n, p) for n in NONLINEARITIES for p in PENALTIES)
 STYLES: tuple[str, ...] = ("blue", "cyan", "yellow", "green", "red", "magenta")
 BLANK_BRAILLE = "⠀"
 TICKS: tuple[float, ...] = tuple(digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5))
-
-
-def place(architecture: str) -> int:
-    """Returns the place of an architecture in every list, legend and palette."""
-    if architecture in ALL_ARCHITECTURES:
-        return ALL_ARCHITECTURES.index(architecture)
-    return len(ALL_ARCHITECTURES) + sum(architecture.encode()) % 20
 
 
 def letter(architecture: str) -> str:

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from prolu_tune.errors import InputError, SurroundingsError
-from prolu_tune.sweep.files import DEFAULT_STORAGE
-from prolu_tune.sweep.quiet import quiet_mlflow
+from prolu_tune.results.quiet import quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 DEFAULT_EXPERIMENT = "prolu-tune"
+DEFAULT_STORAGE = Path("prolu_runs")
 PAGE_RUNS = 1000
 """Runs per call; a sweep of a thousand trials takes one."""
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-NAME = re.compile(r"[A-Za-z0-9._~-]{1,100}")
-"""Sweep names; one put aside by `--fresh` has a `~` and a time behind its name."""
+NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+"""Sweep names; one put aside by `--fresh` has a time behind its name."""
 SERVER_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 """A query is asked by a person who waits; MLflow's own defaults try for minutes."""
 

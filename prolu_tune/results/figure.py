@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prolu_tune.sweep.draw import place
+from prolu_tune.config.names import place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

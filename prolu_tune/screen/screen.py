@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO, final
 
-from prolu_tune.sweep.progress import SweepProgress
-from prolu_tune.sweep.records import Record
-from prolu_tune.sweep.words import duration, number, signed, trial_label
+from prolu_tune.results.records import Record
+from prolu_tune.screen.progress import SweepProgress
+from prolu_tune.screen.words import duration, number, signed, trial_label
 
 HEARTBEAT_S = 60.0
 PHASE_PAUSE_S = 10.0
@@ -83,7 +83,7 @@ def make_screen(stream: TextIO | None = None, environment: Mapping[str, str] | N
     target: TextIO = sys.stderr if stream is None else stream
     environment = os.environ if environment is None else environment
     if target.isatty() and environment.get("TERM", "dumb").lower() not in ("dumb", "unknown", ""):
-        from prolu_tune.sweep.live import LiveScreen
+        from prolu_tune.screen.live import LiveScreen
 
         return LiveScreen(target, color=not environment.get("NO_COLOR"))
     return PlainScreen(target)

@@ -8,11 +8,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from prolu_tune.sweep.draw import axis_line, legend, letter, log_range, scatter, strip, style
-from prolu_tune.sweep.progress import RunningTrial, SweepProgress
-from prolu_tune.sweep.records import Record
-from prolu_tune.sweep.screen import Screen, ended_line, frontier_records, phase_line
-from prolu_tune.sweep.words import count, duration, fit, number, signed, trial_label
+from prolu_tune.results.records import Record
+from prolu_tune.screen.draw import axis_line, legend, letter, log_range, scatter, strip, style
+from prolu_tune.screen.progress import RunningTrial, SweepProgress
+from prolu_tune.screen.screen import Screen, ended_line, frontier_records, phase_line
+from prolu_tune.screen.words import count, duration, fit, number, signed, trial_label
 
 REFRESHES_PER_S = 4
 FRONTIER_ROWS = 12

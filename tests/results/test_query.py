@@ -11,10 +11,10 @@ from stored_sweeps import EXP3, Store, config, measured
 
 from prolu_tune import load_sae, load_sweep
 from prolu_tune.errors import InputError, SurroundingsError
-from prolu_tune.sweep import store
-from prolu_tune.sweep.query import Sweep, load_sweeps
-from prolu_tune.sweep.records import FIELDS, new_record, to_json
-from prolu_tune.sweep.store import parse_reference, resolve_tracking_uri
+from prolu_tune.results import store
+from prolu_tune.results.query import Sweep, load_sweeps
+from prolu_tune.results.records import FIELDS, new_record, to_json
+from prolu_tune.results.store import parse_reference, resolve_tracking_uri
 from prolu_tune.sweep.study import TrialResult
 from prolu_tune.sweep.tracking import MlflowWriter
 

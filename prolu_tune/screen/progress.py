@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prolu_tune.sweep.records import Record
+from prolu_tune.results.records import Record
 
 BEST_LIMITS: tuple[float, ...] = (10, 30, 100, 300, 1000)
 """Limits of L0 for which the best run so far is named."""

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prolu_tune.results.filters import StoredTrial
+from prolu_tune.results.records import finite
 from prolu_tune.search.coverage import CoverageTarget, coverage_of
-from prolu_tune.sweep.filters import StoredTrial
-from prolu_tune.sweep.records import finite
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from prolu_tune.sweep.query import Sweep
+    from prolu_tune.results.query import Sweep
 
 GRID_BINS = 16
 """Bins in which the coverage of a sweep without a target is counted."""

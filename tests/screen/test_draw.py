@@ -2,7 +2,8 @@
 
 import pytest
 
-from prolu_tune.sweep.draw import ALL_ARCHITECTURES, axis_line, legend, letter, log_range, scatter, strip, style
+from prolu_tune.config.names import ALL_ARCHITECTURES
+from prolu_tune.screen.draw import axis_line, legend, letter, log_range, scatter, strip, style
 
 AXIS = (1.0, 1000.0)
 

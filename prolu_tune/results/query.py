@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from prolu_tune.errors import InputError
 from prolu_tune.pareto import frontier_by_group, hypervolume, pareto_frontier, reference_point
-from prolu_tune.sweep.filters import StoredTrial, check_axes, select
-from prolu_tune.sweep.records import FIELDS, Record, record_from_run
-from prolu_tune.sweep.store import (
+from prolu_tune.results.filters import StoredTrial, check_axes, select
+from prolu_tune.results.records import FIELDS, Record, record_from_run
+from prolu_tune.results.store import (
     RUN_ID,
     find_sweep,
     open_store,
@@ -178,7 +178,7 @@ class Sweep:
 
     def status(self) -> dict[str, Any]:
         """Returns the document of `prolu-tune status --json`: states, coverage, failures, running trials, time left."""
-        from prolu_tune.sweep.status import status_document
+        from prolu_tune.results.status import status_document
 
         return status_document(self)
 
@@ -195,7 +195,7 @@ class Sweep:
 
     def plot(self, x: str = X, y: str = Y, *, ax: "Axes | None" = None) -> "Axes":
         """Returns matplotlib axes with a point per finished trial and each architecture's frontier as a line."""
-        from prolu_tune.sweep.figure import draw_plane
+        from prolu_tune.results.figure import draw_plane
 
         values = {trial.record["run_id"]: self._values(trial, x, y) for trial in self.placed(x, y)}
         points = {run: (a, b) for run, (a, b) in values.items() if a is not None and b is not None}
@@ -310,7 +310,7 @@ def _download(client: "MlflowClient", uri: str, run_id: str, folder: Path) -> Pa
 
 
 def _facts(client: "MlflowClient", uri: str, parent: "Run") -> SweepFacts:
-    from prolu_tune.sweep.status import read_space
+    from prolu_tune.results.status import read_space
 
     tags = parent.data.tags
     planned = tags.get("prolu.num_trials", "")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prolu_tune.sweep.words import coefficient, count, duration, fit, number, signed, trial_label
+from prolu_tune.screen.words import coefficient, count, duration, fit, number, signed, trial_label
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from stored_sweeps import config, measured
 
-from prolu_tune.sweep.progress import SweepProgress
-from prolu_tune.sweep.records import Record, new_record
+from prolu_tune.results.records import Record, new_record
+from prolu_tune.screen.progress import SweepProgress
 
 
 def record(trial: int, *, l0: float, ce: float, state: str = "finished") -> Record:

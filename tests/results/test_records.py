@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from stored_sweeps import Store, config, measured
 
-from prolu_tune.sweep.records import FIELDS, METRICS, finite, new_record, record_from_run, to_json
+from prolu_tune.results.records import FIELDS, METRICS, finite, new_record, record_from_run, to_json
 
 SPEC = """run_id, trial, architecture, nonlinearity, penalty, l1_coefficient, lr, seed, state, l0, l1, sqrt_l1, mse, fvu,
 ce_loss_clean, ce_loss_with_sae, ce_loss_zero, ce_degradation, ce_loss_score, frac_alive, frac_negative_bias, relative_norm,
@@ -73,6 +73,8 @@ def test_reading_records_imports_neither_mlflow_nor_torch():
     import subprocess
     import sys
 
-    code = "import sys, prolu_tune.sweep.records; print([m for m in ('mlflow', 'torch', 'ray', 'pandas') if m in sys.modules])"
+    code = (
+        "import sys, prolu_tune.results.records; print([m for m in ('mlflow', 'torch', 'ray', 'pandas') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert done.stdout.strip() == "[]"

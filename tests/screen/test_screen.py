@@ -12,10 +12,10 @@ from typing import TextIO
 import pytest
 from stored_sweeps import config, measured
 
-from prolu_tune.sweep.live import LiveScreen
-from prolu_tune.sweep.records import Record, new_record
-from prolu_tune.sweep.screen import PlainScreen, Screen, make_screen
-from prolu_tune.sweep.words import trial_label
+from prolu_tune.results.records import Record, new_record
+from prolu_tune.screen.live import LiveScreen
+from prolu_tune.screen.screen import PlainScreen, Screen, make_screen
+from prolu_tune.screen.words import trial_label
 
 ARCHITECTURES = ["relu+l1", "prolu_relu+sqrt_l1", "prolu_ste+l1"]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

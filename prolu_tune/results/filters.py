@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prolu_tune.errors import InputError
-from prolu_tune.sweep.records import FIELDS, METRICS, Record, finite
+from prolu_tune.results.records import FIELDS, METRICS, Record, finite
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
