@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from prolu_tune.pareto import pareto_frontier
 from prolu_tune.report.axes import AXES, in_order
 
 GRID_POINTS = 64
@@ -129,7 +128,7 @@ def make_plane(rows: Sequence[Row], x: str, y: str, *, frontier: bool = True, se
         rows: Finished runs with `architecture`, `group`, x and y.
         x: Axis of equal values; positive.
         y: Axis compared.
-        frontier: Leave out a setting's mean that another of the same architecture dominates (both small is good).
+        frontier: Leave out a setting's mean that another of the same architecture dominates.
         seed: Of the resampling.
     """
     usable = [row for row in rows if row.get(x) is not None and row.get(y) is not None and row[x] > 0]
@@ -138,50 +137,54 @@ def make_plane(rows: Sequence[Row], x: str, y: str, *, frontier: bool = True, se
         return None
     grid = np.geomspace(values.min(), values.max(), GRID_POINTS)
     generator = np.random.default_rng(seed)
-    settings = {name: _settings(usable, name, x, y) for name in in_order(row["architecture"] for row in usable)}
-    sign = -1.0 if AXES[y].larger_is_better else 1.0
-    estimate = {name: _curve([_center(s) for s in own], grid, frontier, sign) for name, own in settings.items()}
-    seeded = np.median([len(s) for own in settings.values() for s in own]) >= 2
-    replicates = None
-    if seeded:
-        replicates = {
-            name: np.stack([_curve(_drawn(own, generator), grid, frontier, sign) for _ in range(REPLICATES)])
-            for name, own in settings.items()
-        }
-    return Plane(x, y, grid, estimate, replicates)
+    logarithmic = min(row[y] for row in usable) > 0
+    sign = 0.0 if not frontier else -1.0 if AXES[y].larger_is_better else 1.0
+    settings = {name: _settings(usable, name, x, y, logarithmic) for name in in_order(row["architecture"] for row in usable)}
+    seeded = np.median([len(points) for own in settings.values() for points in own]) >= 2
+    estimate, replicates = {}, {}
+    for name, own in settings.items():
+        means = np.stack([points.mean(axis=0) for points in own])[None]
+        estimate[name] = _curves(means, grid, sign, logarithmic)[0]
+        if seeded:
+            drawn = [points[generator.integers(len(points), size=(REPLICATES, len(points)))].mean(axis=1) for points in own]
+            replicates[name] = _curves(np.stack(drawn, axis=1), grid, sign, logarithmic)
+    return Plane(x, y, grid, estimate, replicates if seeded else None)
 
 
-def _settings(rows: Sequence[Row], architecture: str, x: str, y: str) -> list[np.ndarray]:
-    """Returns (seed, 2) points of each setting of an architecture."""
+def _settings(rows: Sequence[Row], architecture: str, x: str, y: str, logarithmic: bool) -> list[np.ndarray]:
+    """Returns for each setting of an architecture its seeds' (log x, y), or (log x, log y)."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["architecture"] == architecture:
             groups.setdefault(row["group"], []).append((row[x], row[y]))
-    return [np.array(points) for points in groups.values()]
+    points = [np.array(found) for found in groups.values()]
+    return [np.column_stack([np.log(p[:, 0]), np.log(p[:, 1]) if logarithmic else p[:, 1]]) for p in points]
 
 
-def _center(points: np.ndarray) -> tuple[float, float]:
-    x = float(np.exp(np.log(points[:, 0]).mean()))
-    positive = (points[:, 1] > 0).all()
-    return x, float(np.exp(np.log(points[:, 1]).mean()) if positive else points[:, 1].mean())
+def _curves(means: np.ndarray, grid: np.ndarray, sign: float, logarithmic: bool) -> np.ndarray:
+    """Returns (replicate, grid) values of y, straight between neighbours.
 
-
-def _drawn(settings: Sequence[np.ndarray], generator: np.random.Generator) -> list[tuple[float, float]]:
-    return [_center(points[generator.integers(len(points), size=len(points))]) for points in settings]
-
-
-def _curve(points: Sequence[tuple[float, float]], grid: np.ndarray, frontier: bool, sign: float) -> np.ndarray:
-    """Returns y over the grid, straight in log x (and log y where all are positive) between neighbours."""
-    chosen = [points[i] for i in pareto_frontier([(x, sign * y) for x, y in points])] if frontier else sorted(points)
-    xs, ys = np.log([x for x, _ in chosen]), np.array([y for _, y in chosen])
-    at = np.log(grid)
-    # A hair of slack, so that the two ends of the grid, which are runs themselves, are inside.
-    outside = (at < xs[0] - 1e-9) | (at > xs[-1] + 1e-9)
-    for left, right in zip(xs, xs[1:], strict=False):
-        if right - left > np.log(WIDEST_GAP):
-            outside |= (at > left + 1e-9) & (at < right - 1e-9)
-    inside = np.exp(np.interp(at, xs, np.log(ys))) if (ys > 0).all() else np.interp(at, xs, ys)
-    return np.where(outside, np.nan, inside)
+    Args:
+        means: (replicate, setting, 2): log x, and y or its log.
+        grid: Values of x.
+        sign: 1 drops points that another one dominates where small y is good, -1 where large y is good, 0 drops none.
+        logarithmic: Whether the log of y was taken.
+    """
+    order = np.argsort(means[:, :, 0], axis=1, kind="stable")
+    xs, ys = (np.take_along_axis(means[:, :, axis], order, axis=1) for axis in (0, 1))
+    lowest = np.minimum.accumulate(sign * ys, axis=1)
+    kept = np.ones(xs.shape, dtype=bool)
+    if sign:
+        kept[:, 1:] = sign * ys[:, 1:] < lowest[:, :-1]
+    at, curves = np.log(grid), np.empty((len(means), len(grid)))
+    for index, (x, y, keep) in enumerate(zip(xs, ys, kept, strict=True)):
+        x, y = x[keep], y[keep]
+        # A hair of slack, so that the two ends of the grid, which are runs themselves, are inside.
+        x[0], x[-1] = x[0] - 1e-9, x[-1] + 1e-9
+        curves[index] = np.interp(at, x, y, left=np.nan, right=np.nan)
+        for gap in np.flatnonzero(np.diff(x) > np.log(WIDEST_GAP)):
+            curves[index, (at > x[gap] + 1e-8) & (at < x[gap + 1] - 1e-8)] = np.nan
+    return np.exp(curves) if logarithmic else curves
 
 
 def _percentiles(values: np.ndarray, ends: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 import functools
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from prolu_tune.embedded import MODEL_DIR, TEXT_FILE
 
 HOOK_NAME = "blocks.2.hook_resid_pre"
 N_CTX = 128
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads wait for each other so long on a busy machine that these tests took minutes instead of seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @functools.cache
