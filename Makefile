@@ -45,4 +45,5 @@ layers: $(STAMP)  ## check that imports point downwards only
 	@$(BIN)/lint-imports
 
 bench: $(STAMP)  ## measure speed (minutes)
-	@$(BIN)/python -m prolu_tune.bench
+	@$(BIN)/python -m prolu_tune.bench step
+	@$(BIN)/python -m prolu_tune.bench search

@@ -4,7 +4,6 @@ Clean and zero losses are measured once per model, data and hook (`Baseline`). T
 chunks of the stream, in float16, and for each autoencoder only encode, decode and the layers after the hook are run.
 """
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +16,15 @@ from torch import Tensor
 
 from prolu_tune import metrics
 from prolu_tune.activations.cache import open_or_remake
-from prolu_tune.activations.digests import digest_of, read_json, replace_text
+from prolu_tune.activations.digests import digest_of, read_json, store_json
 from prolu_tune.activations.source import ActivationSource
 from prolu_tune.errors import InputError
 from prolu_tune.sae.model import SparseAutoencoder
 
-BASELINE_FORMAT = 1
+BASELINE_FORMAT = 2
+BOS_KEPT_SHARE = 8
+"""One in so many rows is also measured with BOS kept: that takes one more pass of the language model, for comparison only."""
+MIN_BOS_KEPT_ROWS = 32
 CACHE_PART_TOKENS = 2**16
 """Held-out tokens whose activations share a cache file."""
 
@@ -36,8 +38,10 @@ class Baseline:
     ce_loss_clean: float
     ce_loss_zero: float
     """With the hook's activations replaced by zero."""
+    ce_loss_clean_bos_kept: float
+    """On the rows alone on which autoencoders are also measured with BOS kept."""
     ce_loss_zero_bos_kept: float
-    """The same, but those at BOS left as they are."""
+    """On those rows, with all activations but those at BOS replaced by zero."""
     tokens: int
 
 
@@ -77,6 +81,11 @@ class EvaluationData:
     def num_tokens(self) -> int:
         """Held-out tokens, whole rows."""
         return self.num_rows * self.source.config.context_length
+
+    @property
+    def num_bos_kept_rows(self) -> int:
+        """How many of the first rows are also measured with BOS kept."""
+        return max(self.num_rows // BOS_KEPT_SHARE, min(self.num_rows, MIN_BOS_KEPT_ROWS))
 
     @property
     def tokens(self) -> Int[np.ndarray, "rows ctx"]:
@@ -134,19 +143,26 @@ def measure_baseline(data: EvaluationData, *, progress: Progress | None = None) 
         return Baseline(**known)
     if path.exists():
         data.source.say(f"damaged cache file {path.name}, clean and zero losses are measured again")
-    model = data.source.language_model
-    sums = torch.zeros(3, dtype=torch.float64)
+    clean, clean_kept = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    zeroed = torch.zeros(2, dtype=torch.float64)
     done = 0
     for rows, x in data.batches():
-        zero, kept = torch.zeros_like(x), torch.where(data.bos(rows).to(x.device)[..., None], x, 0)
-        losses = (model.losses(rows), model.losses_from_hook(rows, zero), model.losses_from_hook(rows, kept))
-        sums += torch.stack([loss.sum().cpu() for loss in losses])
-        done += rows.numel()
+        losses = data.source.language_model.losses(rows).cpu()
+        clean += losses.sum()
+        clean_kept += losses[: max(0, data.num_bos_kept_rows - done)].sum()
+        zeroed += _spliced_losses(data, rows, x, torch.zeros_like(x), first_row=done)
+        done += len(rows)
         if progress is not None:
-            progress(done, data.num_tokens)
-    clean, zeroed, zeroed_kept = (sums / _predictions(data)).tolist()
-    baseline = Baseline(ce_loss_clean=clean, ce_loss_zero=zeroed, ce_loss_zero_bos_kept=zeroed_kept, tokens=data.num_tokens)
-    replace_text(path, json.dumps({"format": BASELINE_FORMAT, **asdict(baseline)}))
+            progress(done * rows.shape[1], data.num_tokens)
+    per_row = data.source.config.context_length - 1
+    baseline = Baseline(
+        ce_loss_clean=clean.item() / (data.num_rows * per_row),
+        ce_loss_zero=zeroed[0].item() / (data.num_rows * per_row),
+        ce_loss_clean_bos_kept=clean_kept.item() / (data.num_bos_kept_rows * per_row),
+        ce_loss_zero_bos_kept=zeroed[1].item() / (data.num_bos_kept_rows * per_row),
+        tokens=data.num_tokens,
+    )
+    store_json(path, {"format": BASELINE_FORMAT, **asdict(baseline)})
     return baseline
 
 
@@ -160,9 +176,9 @@ def evaluate_saes(
     """Returns the metrics of each autoencoder on the held-out rows, from one walk over the activations.
 
     Each dict holds l0, l1, sqrt_l1, mse, fvu, relative_norm, frac_alive, frac_negative_bias, tokens, ce_loss_clean,
-    ce_loss_zero, ce_loss_with_sae, ce_degradation, ce_loss_score, and the last four once more with the activations
-    at BOS left as they are (`..._bos_kept`). Sparsity and reconstruction are measured in the autoencoder's own
-    normalised space, on the positions the stream holds.
+    ce_loss_zero, ce_loss_with_sae, ce_degradation, ce_loss_score, and the last five once more with the activations
+    at BOS left as they are (`..._bos_kept`, on the first of the rows). Sparsity and reconstruction are measured in the
+    autoencoder's own normalised space, on the positions the stream holds.
 
     Args:
         saes: autoencoders of the hook's width.
@@ -186,17 +202,15 @@ def evaluate_saes(
     losses = torch.zeros(len(saes), 2, dtype=torch.float64)
     done = 0
     for rows, x in data.batches():
-        bos = data.bos(rows).to(x.device)
-        counted = torch.ones_like(bos) if data.source.config.train_on_bos else ~bos
+        counted = torch.ones_like(rows, dtype=torch.bool) if data.source.config.train_on_bos else ~data.bos(rows)
         for number, sae in enumerate(saes):
-            recon = _measure(sae, x, counted, sums[number])
-            kept = torch.where(bos[..., None], x, recon)
-            losses[number, 0] += model.losses_from_hook(rows, recon).sum().cpu()
-            losses[number, 1] += model.losses_from_hook(rows, kept).sum().cpu()
-        done += rows.numel()
+            recon = _measure(sae, x, counted.to(x.device), sums[number])
+            losses[number] += _spliced_losses(data, rows, x, recon, first_row=done)
+        done += len(rows)
         if progress is not None:
-            progress(done, data.num_tokens)
-    losses /= _predictions(data)
+            progress(done * rows.shape[1], data.num_tokens)
+    per_row = data.source.config.context_length - 1
+    losses /= torch.tensor([data.num_rows * per_row, data.num_bos_kept_rows * per_row])
     return [_record(sae, part.result(), loss.tolist(), baseline) for sae, part, loss in zip(saes, sums, losses, strict=True)]
 
 
@@ -207,8 +221,23 @@ def evaluate_sae(
     return evaluate_saes([sae], data, baseline=baseline, progress=progress)[0]
 
 
-def _predictions(data: EvaluationData) -> int:
-    return data.num_rows * (data.source.config.context_length - 1)
+def _spliced_losses(
+    data: EvaluationData,
+    rows: Int[Tensor, "rows ctx"],
+    x: Float[Tensor, "rows ctx d_in"],
+    recon: Float[Tensor, "rows ctx d_in"],
+    *,
+    first_row: int,
+) -> Float[Tensor, " 2"]:
+    """Returns the summed loss with recon in the place of x, and with BOS kept on those of the rows where it is measured."""
+    model = data.source.language_model
+    losses = torch.zeros(2, dtype=torch.float64)
+    losses[0] = model.losses_from_hook(rows, recon).sum()
+    count = min(len(rows), data.num_bos_kept_rows - first_row)
+    if count > 0:
+        bos = data.bos(rows[:count]).to(x.device)
+        losses[1] = model.losses_from_hook(rows[:count], torch.where(bos[..., None], x[:count], recon[:count])).sum()
+    return losses
 
 
 @torch.no_grad()
@@ -235,13 +264,12 @@ def _record(sae: SparseAutoencoder, measured: dict[str, float], losses: list[flo
     record = dict(measured)
     record["frac_negative_bias"] = metrics.frac_negative_bias(sae.b_enc)
     record["tokens"] = baseline.tokens
-    record["ce_loss_clean"] = baseline.ce_loss_clean
+    cleans = (baseline.ce_loss_clean, baseline.ce_loss_clean_bos_kept)
     zeros = (baseline.ce_loss_zero, baseline.ce_loss_zero_bos_kept)
-    for suffix, loss, zero in zip(("", "_bos_kept"), losses, zeros, strict=True):
-        record[f"ce_loss_with_sae{suffix}"] = loss
+    for suffix, clean, zero, loss in zip(("", "_bos_kept"), cleans, zeros, losses, strict=True):
+        record[f"ce_loss_clean{suffix}"] = clean
         record[f"ce_loss_zero{suffix}"] = zero
-        record[f"ce_degradation{suffix}"] = metrics.ce_degradation(ce_loss_clean=baseline.ce_loss_clean, ce_loss_with_sae=loss)
-        record[f"ce_loss_score{suffix}"] = metrics.ce_loss_score(
-            ce_loss_clean=baseline.ce_loss_clean, ce_loss_with_sae=loss, ce_loss_zero=zero
-        )
+        record[f"ce_loss_with_sae{suffix}"] = loss
+        record[f"ce_degradation{suffix}"] = metrics.ce_degradation(ce_loss_clean=clean, ce_loss_with_sae=loss)
+        record[f"ce_loss_score{suffix}"] = metrics.ce_loss_score(ce_loss_clean=clean, ce_loss_with_sae=loss, ce_loss_zero=zero)
     return record

@@ -15,7 +15,7 @@ from prolu_tune.errors import InputError
 from prolu_tune.evaluation import EvaluationData, evaluate_sae, evaluate_saes, measure_baseline
 from prolu_tune.sae.model import SparseAutoencoder
 
-pytest_plugins = ("tests.activations.conftest",)
+pytest_plugins = ("tiny_language_models",)
 NUM_ROWS = 20
 
 Make = Callable[..., ActivationConfig]
@@ -97,13 +97,25 @@ def test_metrics_are_those_of_a_full_pass_without_any_cache(data_of: DataOf, hoo
         assert got[name] == pytest.approx(expected[name], rel=1e-4), name
     assert got["ce_loss_with_sae"] == pytest.approx(expected["loss"], rel=1e-5)
     assert got["ce_loss_with_sae_bos_kept"] == pytest.approx(naive(data, sae, keep_bos=True)["loss"], rel=1e-5)
+    assert got["ce_loss_clean_bos_kept"] == got["ce_loss_clean"]  # so few rows are all measured with BOS kept too
     assert got["ce_loss_with_sae"] != got["ce_loss_with_sae_bos_kept"]
     assert got["frac_negative_bias"] == (sae.b_enc < 0).double().mean().item()
     for suffix in ("", "_bos_kept"):
         spliced, zero = got[f"ce_loss_with_sae{suffix}"], got[f"ce_loss_zero{suffix}"]
-        assert got[f"ce_degradation{suffix}"] == spliced - got["ce_loss_clean"]
-        assert got[f"ce_loss_score{suffix}"] == (zero - spliced) / (zero - got["ce_loss_clean"])
+        assert got[f"ce_degradation{suffix}"] == spliced - got[f"ce_loss_clean{suffix}"]
+        assert got[f"ce_loss_score{suffix}"] == (zero - spliced) / (zero - got[f"ce_loss_clean{suffix}"])
     assert got["tokens"] == NUM_ROWS * 16
+
+
+def test_bos_is_kept_on_the_first_of_many_rows_only(data_of: DataOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prolu_tune.evaluation.MIN_BOS_KEPT_ROWS", 5)
+    data, few, sae = data_of(num_tokens=80 * 16), data_of(num_tokens=10 * 16), make_sae()
+    assert (data.num_bos_kept_rows, few.num_bos_kept_rows) == (10, 5)
+    monkeypatch.setattr("prolu_tune.evaluation.MIN_BOS_KEPT_ROWS", 10)
+    names = [f"ce_{name}_bos_kept" for name in ("loss_clean", "loss_zero", "loss_with_sae", "degradation")]
+    got, alone = evaluate_sae(sae, data), evaluate_sae(sae, few)
+    assert [got[name] for name in names] == pytest.approx([alone[name] for name in names], rel=1e-6)
+    assert alone["ce_loss_clean_bos_kept"] == alone["ce_loss_clean"] != got["ce_loss_clean"]
 
 
 def test_a_perfect_autoencoder_loses_nothing_and_a_silent_one_all(data_of: DataOf) -> None:
@@ -149,10 +161,10 @@ def test_the_baseline_is_measured_once_and_found_on_disk(data_of: DataOf, tmp_pa
     assert measure_baseline(data_of(num_tokens=160)) != first
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', json.dumps({"format": 0, "ce_loss_clean": 1.0})])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', json.dumps({"format": 0, "ce_loss_clean": 1.0})])
 def test_a_damaged_baseline_is_measured_again_and_said(data_of: DataOf, tmp_path: Path, content: str) -> None:
     first = measure_baseline(data_of())
-    (file,) = (tmp_path / "baselines").iterdir()
+    (file,) = (tmp_path / "baselines").glob("*.json")
     file.write_text(content)
     said: list[str] = []
     assert measure_baseline(data_of(say=said.append)) == first

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from prolu_tune.activations.arrow_files import cache_error, exclusive
+from prolu_tune.durable import replace_file
 
 
 def digest_of(document: Mapping[str, Any]) -> str:
@@ -23,15 +25,18 @@ def files_digest(files: list[Path], *, memo: Path | None) -> str:
     return digest_of({"files": [[path.name, _file_digest(path, memo)] for path in files]})
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a small file so that a reader, or a crash at any moment, sees the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
+def store_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes a small file of ours, for `read_json`; several processes may do so at once.
+
+    Raises:
+        SurroundingsError: if the disk is full or fails.
+        InputError: if the folder cannot be written.
+    """
+    with exclusive(path.parent):
+        try:
+            replace_file(path, [json.dumps(document).encode()])
+        except OSError as error:
+            raise cache_error(error, path.parent) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -52,5 +57,5 @@ def _file_digest(path: Path, memo: Path | None) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if remembered is not None:
-        replace_text(remembered, json.dumps({"identity": identity, "sha256": digest}))
+        store_json(remembered, {"identity": identity, "sha256": digest})
     return digest

@@ -13,8 +13,9 @@ from prolu_tune.config.names import NONLINEARITIES, PENALTIES
 from prolu_tune.config.trial import SaeConfig, TrainingConfig
 from prolu_tune.errors import InputError
 from prolu_tune.sae.model import SparseAutoencoder
+from prolu_tune.training.numerics import keep_freed_memory
 from prolu_tune.training.optimizer import Adam, project_decoder_gradient, renormalize_decoder
-from prolu_tune.training.sparse import SparseStep
+from prolu_tune.training.paths import sparse_path
 from prolu_tune.training.step import StepStats, dense_gradients
 
 NUM_BATCHES = 3
@@ -81,10 +82,14 @@ def measure(options: _Options) -> dict[str, float | int | str]:
     if not 0 < options.l0 < options.d_sae:
         raise InputError(f"--l0 must lie between 0 and --d-sae {options.d_sae}, got {options.l0:g}")
     torch.set_num_threads(options.threads)
+    # As in training.
+    keep_freed_memory()
     sae = _autoencoder(options, device)
     batches = [sae.normalize(torch.randn(options.batch, options.d_in)).x.to(device) for _ in range(NUM_BATCHES)]
     _set_l0(sae, batches[0], options.l0)
-    sparse = _sparse_step(device)
+    path = sparse_path(sae, device)
+    if path is None:
+        raise InputError(f"there is no sparse step on {options.device} here: it needs torch with MKL, or Triton on a GPU")
     product = torch.empty(options.batch, options.d_sae, device=device)
     adam = Adam(sae, TrainingConfig(), eps=1e-5)
     # Costs the same as any other, and keeps L0 where it is.
@@ -99,7 +104,7 @@ def measure(options: _Options) -> dict[str, float | int | str]:
         return stats
 
     kinds: dict[str, Callable[[Tensor], object]] = {
-        "s_per_step": lambda x: train(sparse, x),
+        "s_per_step": lambda x: train(path.gradients, x),
         "dense_s_per_step": lambda x: train(dense_gradients, x),
         "product_s": lambda x: torch.mm(x, sae.W_enc.detach(), out=product),
     }
@@ -108,7 +113,7 @@ def measure(options: _Options) -> dict[str, float | int | str]:
         for name, run in kinds.items():
             seconds[name].append(_timed(run, batches[step % NUM_BATCHES], options.clock, device))
     medians = {name: statistics.median(each[1:]) for name, each in seconds.items()}
-    active = train(sparse, batches[0]).fired.sum().item()
+    active = train(path.gradients, batches[0]).fired.sum().item()
     return {
         **medians,
         "dense_over_sparse": medians["dense_s_per_step"] / medians["s_per_step"],
@@ -152,14 +157,6 @@ def _set_l0(sae: SparseAutoencoder, x: Tensor, l0: float) -> None:
         sample = (x[:256] @ sae.W_enc).flatten()
         rank = max(1, round((1 - l0 / sae.d_sae) * len(sample)))
         sae.b_enc.fill_(-sample.kthvalue(rank).values)
-
-
-def _sparse_step(device: torch.device) -> Callable[..., StepStats]:
-    if device.type == "cpu":
-        return SparseStep()
-    from prolu_tune.training.triton_step import TritonStep
-
-    return TritonStep()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from prolu_tune import __version__
-from prolu_tune.report.axes import AXES, CHOICES, LOG_SPAN, color, measured, shape
+from prolu_tune.report.axes import AXES, CHOICES, LOG_SPAN, color, in_order, measured, shape
 from prolu_tune.report.best_at import SURE, best_at
 from prolu_tune.report.charts import Look
 from prolu_tune.report.collect import SweepData
@@ -20,6 +20,7 @@ from prolu_tune.report.curves import INTERVAL, ONE_SEED_TOLERANCE, REPLICATES, W
 from prolu_tune.report.findings import BIAS_SHARE, COMPARABLE, CONTRADICTION, FAILS, HOLDS, UNKNOWN, check_findings
 from prolu_tune.report.plots import Plot, datasets, penalties, plots
 from prolu_tune.report.table import columns, cost, run_rows, states, suppression_table
+from prolu_tune.report.theme import CONFIG
 from prolu_tune.screen.words import count, duration, number, signed
 
 VEGA_LITE = "6.4"
@@ -48,8 +49,9 @@ def build_report(data: SweepData) -> Report:
         "axes": {
             key: {"title": axis.title, "short": axis.short, "larger": axis.larger_is_better} for key, axis in AXES.items()
         },
+        "config": CONFIG,
         "specs": {plot.name: _slim(plot.make(look).to_dict()) for plot in shown},
-        "datasets": tables,
+        "datasets": {name: _by_column(rows) for name, rows in tables.items()},
     }
     text = _template().render(
         **_words(data, planes),
@@ -68,10 +70,12 @@ def build_report(data: SweepData) -> Report:
 def _numbers(data: SweepData, planes: Planes) -> dict[str, Any]:
     """Returns tables, findings and settings for the template."""
     plane = planes.get("l0", "ce_degradation")
-    penalty = penalties(data.architectures)
+    names = in_order(row["architecture"] for row in data.rows if row["architecture"])
+    penalty = penalties(names)
     return {
         "architectures": data.architectures,
-        "look": {name: {"color": color(name), "shape": shape(name), "penalty": penalty[name]} for name in data.architectures},
+        "look": {name: {"color": color(name), "shape": shape(name), "penalty": penalty[name]} for name in names},
+        "names": names,
         "seeds": data.seeds,
         "choices": measured(data.finished, CHOICES),
         "axes": AXES,
@@ -105,7 +109,7 @@ def _words(data: SweepData, planes: Planes) -> dict[str, Any]:
         "notes": _notes(data),
         "interval": f"{INTERVAL[0]:.0f} to {INTERVAL[1]:.0f} %",
         "noise": _noise(data),
-        "scope": f"The post trained GPT-2's layer 6 on about 400M tokens a run; this sweep trained {hook} of {model} on {each}. "
+        "scope": f"The post trained on GPT-2's layer 6, about 400M tokens a run; this sweep on {hook} of {model}, {each}. "
         "A verdict is about the runs at hand.",
         "rules": _rules(data),
     }
@@ -147,18 +151,18 @@ def _noise(data: SweepData) -> str:
 
 
 def _rules(data: SweepData) -> str:
-    compared = (
-        f"a difference counts where the 95 % interval over {REPLICATES} resamplings of the seeds is on one side of zero"
-        if data.seeds > 1
-        else f"with one seed, differences under {100 * ONE_SEED_TOLERANCE:.0f} % are not counted, and what noise would do is not known"
-    )
+    opposed, comparable, seed_limit = (f"{100 * share:.0f} %" for share in (CONTRADICTION, COMPARABLE, ONE_SEED_TOLERANCE))
+    if data.seeds > 1:
+        compared = f"a difference counts where its 95 % interval over {REPLICATES} resamplings of the seeds excludes zero"
+    else:
+        compared = f"with one seed, differences under {seed_limit} are not counted, and what noise would do is not known"
     return (
-        f"Architectures are compared at equal L0 (or L1), on curves through their runs that are not joined over gaps wider than a "
-        f"factor of {WIDEST_GAP:.0f}; {compared}. 'Best in a range' fails if another is better on more than {100 * CONTRADICTION:.0f} % "
-        f"of the compared range, holds if it is better than all others on at least half and never fails, and cannot be told "
-        f"otherwise, or if less than {100 * COMPARABLE:.0f} % of the range has two others to compare with. Being on a frontier "
-        f"everywhere fails only if another is better on more than {100 * CONTRADICTION:.0f} %. The share of negative biases holds if "
-        f"{100 * BIAS_SHARE:.0f} % of the ProLU runs lie in the range. A finding with several parts holds if all do and fails if one does."
+        "Architectures are compared at equal L0 (or L1), on curves through their runs that are not joined over gaps wider "
+        f"than a factor of {WIDEST_GAP:.0f}; {compared}. 'Best in a range' fails if another is better on more than {opposed} of "
+        "the compared range, holds if it is better than all others on at least half of it and does not fail, and cannot be "
+        f"told otherwise, or if less than {comparable} of the range has two others to compare with. 'On the frontier "
+        f"everywhere' fails only if another is better on more than {opposed}. The share of negative biases holds if "
+        f"{100 * BIAS_SHARE:.0f} % of the ProLU runs lie in the range. A finding in parts holds if all do and fails if one does."
     )
 
 
@@ -181,8 +185,22 @@ def _sections(shown: list[Plot]) -> dict[str, list[Plot]]:
 
 
 def _slim(spec: dict[str, Any]) -> dict[str, Any]:
-    """Returns the specification without the address of its schema, which nothing here asks for."""
-    return {key: value for key, value in spec.items() if key != "$schema"}
+    """Returns the specification without what all share: the configuration, and the address of a schema nobody asks for."""
+    return {key: value for key, value in spec.items() if key not in ("$schema", "config")}
+
+
+def _by_column(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the rows by column, words as indices into a list of the different ones: a third of the characters."""
+    columns: dict[str, Any] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(key) for row in rows]
+        if any(isinstance(value, str) for value in values):
+            words = list(dict.fromkeys(values))
+            places = {word: index for index, word in enumerate(words)}
+            columns[key] = {"words": words, "at": [places[value] for value in values]}
+        else:
+            columns[key] = values
+    return {"length": len(rows), "columns": columns}
 
 
 def _json(payload: dict[str, Any]) -> str:

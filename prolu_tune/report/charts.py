@@ -233,7 +233,10 @@ def _bands(look: Look, x: str, y: str, x_scale: str, y_scale: str) -> alt.Chart:
 def _frontier(chart: alt.Chart, groups: list[str]) -> alt.Chart:
     """Keeps the rows of (fx, fy) that no other row of their group dominates."""
     # Two windows, because Vega's minimum over an empty frame is not null but undefined behaviour of its own.
-    order = [{"field": "fx", "order": "ascending"}, {"field": "fy", "order": "ascending"}]
+    order: list[alt.SortField | dict[str, str]] = [
+        alt.SortField("fx", order="ascending"),
+        alt.SortField("fy", order="ascending"),
+    ]
     so_far = chart.transform_window(lowest="min(fy)", frame=[None, 0], groupby=groups, sort=order)
     before = so_far.transform_window(lowest_before="lag(lowest)", frame=[None, None], groupby=groups, sort=order)
     return before.transform_filter("!isValid(datum.lowest_before) || datum.fy < datum.lowest_before")

@@ -12,7 +12,9 @@ from prolu_tune.report.axes import in_order
 from prolu_tune.results.filters import StoredTrial
 from prolu_tune.results.query import Sweep
 from prolu_tune.results.records import finite
+from prolu_tune.results.status import coverage_target
 from prolu_tune.results.store import open_store, store_errors
+from prolu_tune.search.coverage import CoverageTarget
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,6 +59,8 @@ class SweepData:
     versions: dict[str, str]
     space: Mapping[str, Any]
     num_trials: int | None
+    target: CoverageTarget | None
+    """Range of L0 in whose bins coverage is counted; None while it has none."""
     span_s: float | None
     """From the sweep's start to its end, as MLflow's clock saw it; None while it runs."""
 
@@ -105,6 +109,7 @@ def collect(sweep: Sweep) -> SweepData:
         versions=_versions(client, rows),
         space=facts.space or {},
         num_trials=facts.num_trials,
+        target=coverage_target(sweep),
         span_s=_span_s(parent.start_time, parent.end_time),
     )
 

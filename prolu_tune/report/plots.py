@@ -13,15 +13,49 @@ from prolu_tune.report.charts import Look
 from prolu_tune.report.collect import SweepData
 from prolu_tune.report.curves import Planes
 from prolu_tune.report.findings import BIAS_RANGE
-from prolu_tune.results.status import GRID_BINS
 from prolu_tune.screen.words import number
-from prolu_tune.search.coverage import CoverageTarget, bin_counts
+from prolu_tune.search.coverage import bin_counts
 
 BANDED: tuple[tuple[str, str], ...] = (("l0", "ce_degradation"), ("l1", "mse"), ("sqrt_l1", "mse"))
 """Planes in which curves are given with intervals."""
 DIGITS = 6
 
 Row = dict[str, Any]
+Section = Literal["main", "chances", "proxies", "suppression", "response", "courses", "latents"]
+
+RELATIONS: tuple[tuple[str, str, Section, str, str], ...] = (
+    ("l0", "l1", "suppression", "L1 against L0", "At equal L0 a higher L1 means activations that are suppressed less."),
+    (
+        "l0",
+        "relative_norm",
+        "suppression",
+        "Relative norm",
+        "Norm of the reconstruction over that of its input; below 1 is suppression.",
+    ),
+    (
+        "l0",
+        "magnitude_slope",
+        "suppression",
+        "Slope of magnitudes",
+        "Slope of reconstructed against true feature magnitude; 1 is consistent in scale.",
+    ),
+    (
+        "l1_coefficient",
+        "l0",
+        "response",
+        "L0 against the coefficient",
+        "How each architecture answers to its coefficient; lines join the means of seeds.",
+    ),
+    (
+        "l0",
+        "frac_negative_bias",
+        "latents",
+        "Signs of the encoder biases",
+        "Share of biases below 0; shaded: 80 to 99 %, the author's remark about ProLU.",
+    ),
+    ("l0", "frac_dead", "latents", "Dead latents", "Share of latents that never fired on the held-out tokens."),
+)
+"""x, y, section, title and caption of the plots in which nothing is best, only different."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +64,7 @@ class Plot:
 
     name: str
     """Name of its file, and of its place on the page."""
-    section: Literal["main", "chances", "proxies", "suppression", "response", "courses", "latents"]
+    section: Section
     title: str
     caption: str
     make: Callable[[Look], Any]
@@ -64,9 +98,8 @@ def plots(data: SweepData, planes: Planes) -> list[Plot]:
         if {x, y} <= has:
             found.append(_frontier_plot(rows, x, y, "proxies", words))
     found += _relations(rows, has)
-    if _bins(data):
-        target = _target(data)
-        caption = f"Finished trials per bin of log L0, from {number(target.low)} to {number(target.high)}." if target else ""
+    if data.target is not None:
+        caption = f"Finished trials per bin of log L0, from {number(data.target.low)} to {number(data.target.high)}."
         found.append(Plot("coverage", "response", "Coverage of L0", caption, charts.coverage))
     found += _courses(data)
     return found
@@ -114,7 +147,7 @@ def _main(rows: Sequence[Row]) -> Plot:
     )
 
 
-def _frontier_plot(rows: Sequence[Row], x: str, y: str, section: Literal["proxies"], words: str) -> Plot:
+def _frontier_plot(rows: Sequence[Row], x: str, y: str, section: Section, words: str) -> Plot:
     scales = {"x_scale": scale_type(rows, x), "y_scale": scale_type(rows, y)}
     title = f"{'MSE' if y == 'mse' else y} against {'L1' if x == 'l1' else 'sqrt L1'}"
     return Plot(
@@ -124,17 +157,9 @@ def _frontier_plot(rows: Sequence[Row], x: str, y: str, section: Literal["proxie
 
 def _relations(rows: Sequence[Row], has: set[str]) -> list[Plot]:
     """Returns the plots in which nothing is best, only different."""
-    wanted: list[tuple[str, str, Literal["suppression", "response", "latents"], str, str]] = [
-        ("l0", "l1", "suppression", "L1 against L0", "At equal L0 a higher L1 means activations that are suppressed less."),
-        ("l0", "relative_norm", "suppression", "Relative norm", "Norm of the reconstruction over that of its input; below 1 is suppression."),
-        ("l0", "magnitude_slope", "suppression", "Slope of magnitudes", "Slope of reconstructed against true magnitude; 1 is consistent in scale."),
-        ("l1_coefficient", "l0", "response", "L0 against the coefficient", "How each architecture answers to its coefficient; a line joins the means of the seeds."),
-        ("l0", "frac_negative_bias", "latents", "Signs of the encoder biases", "Share of biases below 0; shaded: 80 to 99 %, the author's remark about ProLU."),
-        ("l0", "frac_dead", "latents", "Dead latents", "Share of latents that never fired on the held-out tokens."),
-    ]  # fmt: skip
     return [
         Plot(f"{y}-{x}", section, title, caption, _relation(rows, x, y))
-        for x, y, section, title, caption in wanted
+        for x, y, section, title, caption in RELATIONS
         if {x, y} <= has
     ]
 
@@ -193,18 +218,8 @@ def _chances(planes: Planes) -> list[Row]:
     ]
 
 
-def _target(data: SweepData) -> CoverageTarget | None:
-    """Returns the target of a coverage search, else the range of L0 that all finished trials span."""
-    search = data.space.get("search") or {}
-    low_high = search.get("l0") if search.get("kind") == "coverage" else None
-    if isinstance(low_high, list | tuple) and len(low_high) == 2:
-        return CoverageTarget(float(low_high[0]), float(low_high[1]), int(search.get("bins") or GRID_BINS))
-    seen = [row["l0"] for row in data.finished if row["l0"]]
-    return CoverageTarget(min(seen), max(seen), GRID_BINS) if len(set(seen)) > 1 else None
-
-
 def _bins(data: SweepData) -> list[Row]:
-    target = _target(data)
+    target = data.target
     if target is None:
         return []
     rows = []

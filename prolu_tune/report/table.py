@@ -142,7 +142,7 @@ def _sortable(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(int(value))
-    return repr(value) if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _text(key: str, value: Any) -> str:

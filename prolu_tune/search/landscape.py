@@ -10,51 +10,17 @@ from scipy.special import ndtr
 
 from prolu_tune.search.courses import CourseModel, decision_index
 from prolu_tune.search.coverage import CoverageTarget, bin_counts
+from prolu_tune.search.reach import IDLE, Bracket, Unreachable, idle_trials, sure_brackets, verdict
 from prolu_tune.search.records import DECISION_FRACTIONS, Course, Group, PendingTrial, TrialRecord, milestones
 from prolu_tune.search.response import SURPRISE, USUAL_SLOPE, Observation, Response, ResponsePrior, clipped_log
 
-MIN_WIDTH = 0.03  # log coefficient: a bin that less than this leads to is not worth finding
-NARROW_BRACKET = 0.15  # log coefficient: in a bracket as narrow as this
-RIM_BRACKET = 0.045
-SURELY = 1.2  # and this many times too narrow for its bins, they are not worth finding
 WORTH_TRYING = 0.15  # a bin with a smaller chance than this at its best coefficient is probed or given up
-ENOUGH_TRIES = 5  # trainings in the bracket of a bin that missed it
-IDLE = 14  # trainings of a group in a row that fill nothing, after which its open bins are given up
-HALF_HEARTED = 0.35  # best chance of a bin under which that many are enough; otherwise twice as many
 STOP_BELOW = 0.3  # chance of filling an open bin under which a running trial is stopped
 _DIVERGENCE_PRIOR, _DIVERGENCE_WEIGHT = 0.06, 3.0
 
 
 Spans = Mapping[Group, tuple[float, float]]
 """Natural logarithms of the smallest and largest coefficient of each group, in a fixed order."""
-
-
-@dataclass(frozen=True)
-class Bracket:
-    """Where on the log coefficient a bin can still lie, and which trials say so (None: the end of the range).
-
-    `bins` is by how many bins L0 falls from end to end; `rim` says that the bin is the first or last of them.
-    """
-
-    left: float
-    right: float
-    left_trial: int | None
-    right_trial: int | None
-    bins: float = 1.0
-    rim: bool = False
-
-    @property
-    def width(self) -> float:
-        return self.right - self.left
-
-
-@dataclass(frozen=True)
-class Unreachable:
-    """A bin that no coefficient in the range leads to, with the evidence."""
-
-    bin: int
-    reason: str
-    trials: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -214,119 +180,32 @@ class Landscape:
             self._open[group] = np.flatnonzero(wanted & (counts == level) & (level <= self.repeats))
         return self._open[group]
 
-    def brackets(self, group: Group) -> list[Bracket]:
-        """For each bin the stretch of log coefficient where it can still lie, from trials that surely landed beside it."""
-        if group not in self._brackets:
-            low, high = self.spans[group]
-            response = self.response(group)
-            level, sd = response.latent()
-            above, below = level - 2 * sd, level + 2 * sd
-            brackets = []
-            for bottom, top in zip(self.target.log_edges, self.target.log_edges[1:], strict=False):
-                left, right = np.flatnonzero(above > top), np.flatnonzero(below < bottom)
-                last = int(left[-1]) if len(left) else None
-                first = int(right[0]) if len(right) else None
-                brackets.append(
-                    Bracket(
-                        low if last is None else float(response.x[last]),
-                        high if first is None else float(response.x[first]),
-                        None if last is None else response.observations[last].number,
-                        None if first is None else response.observations[first].number,
-                    )
-                )
-            self._brackets[group] = brackets
-        return self._brackets[group]
-
     def unreachable(self, group: Group) -> dict[int, Unreachable]:
         """The empty bins that are given up, with the evidence."""
         if group not in self._unreachable:
-            counts = self.counts(group)
             found = {}
             if self.records[group]:
-                for index, bracket in enumerate(self.brackets(group)):
-                    verdict = None if counts[index] else self._verdict(group, index, bracket)
-                    if verdict is not None:
-                        found[index] = verdict
-                idle = self._idle(group)
+                empty = np.flatnonzero(self.counts(group) == 0)
+                best = self.chances(group)[1].max(axis=0)
+                verdicts = (
+                    verdict(
+                        self.response(group), self.brackets(group)[index], int(index), self.records[group], float(best[index])
+                    )
+                    for index in empty
+                )
+                found = {gone.bin: gone for gone in verdicts if gone is not None}
+                idle = idle_trials(self.records[group], self.target, self.repeats)
                 if len(idle) >= IDLE:
                     reason = f"the last {len(idle)} trainings filled no bin"
-                    for index in np.flatnonzero(counts == 0):
-                        found.setdefault(int(index), Unreachable(int(index), reason, idle[-IDLE:]))
+                    found = {int(index): Unreachable(int(index), reason, idle[-IDLE:]) for index in empty} | found
             self._unreachable[group] = found
         return self._unreachable[group]
 
-    def _idle(self, group: Group) -> tuple[int, ...]:
-        """The trials since the last one that filled a bin still short of trials; lost ones do not count."""
-        counts, idle = np.zeros(self.target.bins, dtype=int), []
-        for record in self.records[group]:
-            place = self.target.bin_of(record.l0) if record.outcome == "finished" else None
-            if place is not None and counts[place] <= self.repeats:
-                idle.clear()
-            elif record.outcome not in ("diverged", "failed"):
-                idle.append(record.number)
-            if place is not None:
-                counts[place] += 1
-        return tuple(idle)
-
-    def _verdict(self, group: Group, index: int, bracket: Bracket) -> Unreachable | None:
-        low_l0, high_l0 = self.target.bounds_of(index)
-        name = f"L0 {low_l0:.3g} to {high_l0:.3g}"
-        trials = tuple(number for number in (bracket.left_trial, bracket.right_trial) if number is not None)
-        if bracket.width < MIN_WIDTH:
-            if bracket.left_trial is None:
-                reason = f"{name}: L0 is lower even at the smallest coefficient ({math.exp(bracket.left):.3g})"
-            elif bracket.right_trial is None:
-                reason = f"{name}: L0 is higher even at the largest coefficient ({math.exp(bracket.right):.3g})"
-            else:
-                places = f"{math.exp(bracket.left):.4g} and {math.exp(bracket.right):.4g}"
-                reason = f"{name}: L0 jumps over it between the coefficients {places}"
-            return Unreachable(index, reason, trials)
-        tight = self._tight_bracket(group, index)
-        if tight is not None and self._hopeless(tight):
-            places = f"{math.exp(tight.left):.4g} and {math.exp(tight.right):.4g}"
-            numbers = tuple(number for number in (tight.left_trial, tight.right_trial) if number is not None)
-            return Unreachable(index, f"{name}: L0 falls through {tight.bins:.1f} bins between {places}", numbers)
-        if tight is not None and tight.width < MIN_WIDTH:
-            place = (tight.left + tight.right) / 2
-            close = [seen.number for seen in self.observations(group) if abs(seen.x - place) <= 0.06]
-            if len(close) >= 3:
-                return Unreachable(
-                    index, f"{name}: {len(close)} trainings around {math.exp(place):.4g} missed it", tuple(close)
-                )
-        strictly = [record for record in self.records[group] if bracket.left < record.log_coefficient < bracket.right]
-        lost = [record.number for record in strictly if record.outcome in ("diverged", "failed")]
-        limit = 3 if self.response(group).located else 6
-        if len(lost) >= limit and len(lost) == len(strictly):
-            return Unreachable(index, f"{name}: every training between its neighbours diverged or failed", tuple(lost))
-        tried = tuple(record.number for record in strictly if record.outcome not in ("diverged", "failed"))
-        enough = ENOUGH_TRIES if self.best_chance(group, index) < HALF_HEARTED else 2 * ENOUGH_TRIES
-        if len(tried) >= enough:
-            return Unreachable(index, f"{name}: {len(tried)} trainings around its place missed it", tried)
-        return None
-
-    def _hopeless(self, tight: Bracket) -> bool:
-        """Whether a tight bracket is too narrow for the bins that L0 falls through in it.
-
-        A bin at its rim may be reached from a shoulder of the cliff, and is sought for longer.
-        """
-        limit = RIM_BRACKET if tight.rim else NARROW_BRACKET
-        return tight.width < limit and tight.bins * MIN_WIDTH > SURELY * tight.width
-
-    def _tight_bracket(self, group: Group, index: int) -> Bracket | None:
-        """The bracket of a bin taking every observation at its word, or None where one side is open."""
-        response = self.response(group)
-        bottom, top = self.target.log_edges[index], self.target.log_edges[index + 1]
-        left, right = np.flatnonzero(response.falling >= top), np.flatnonzero(response.falling < bottom)
-        if not len(left) or not len(right):
-            return None
-        last, first = int(left[-1]), int(right[0])
-        numbers = response.observations[last].number, response.observations[first].number
-        level, width = response.falling, self.target.bin_width
-        rim = (level[last] - top < width and response.on_shoulder(last)) or (
-            bottom - level[first] < width and response.on_shoulder(first)
-        )
-        bins = float(level[last] - level[first]) / width
-        return Bracket(float(response.x[last]), float(response.x[first]), *numbers, bins, bool(rim))
+    def brackets(self, group: Group) -> list[Bracket]:
+        """For each bin the stretch of log coefficient where it can still lie."""
+        if group not in self._brackets:
+            self._brackets[group] = sure_brackets(self.response(group))
+        return self._brackets[group]
 
     # -- what a trial is worth
 
@@ -369,10 +248,6 @@ class Landscape:
             return np.zeros(self.target.bins)
         chance = self.response(group).probabilities(xs) * self.survival(group, xs)[:, None]
         return 1 - np.prod(1 - chance, axis=0)
-
-    def best_chance(self, group: Group, index: int) -> float:
-        """The highest probability, over all coefficients, of a trial to land in the bin."""
-        return float(self.chances(group)[1][:, index].max())
 
     # -- stopping early
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prolu_tune.search.landscape import MIN_WIDTH, WORTH_TRYING, Landscape
+from prolu_tune.search.landscape import WORTH_TRYING, Landscape
+from prolu_tune.search.reach import MIN_WIDTH
 from prolu_tune.search.records import Group, PendingTrial
 
 WORTH_STARTING = 0.3  # chance to fill an open bin under which a trial waits for what is still pending

@@ -5,7 +5,7 @@ for active entries, and the rest gathers rows of W_dec, of the residual and of x
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,6 +23,15 @@ from prolu_tune.training.step import StepStats
 # of it for fresh pages of large temporaries.
 _SCAN_ENTRIES = 2**20
 _GATHER_FLOATS = 3 * 2**17
+
+
+# What `pre` must exceed, given the biases, for the nonlinearity of this name to open; exact in IEEE arithmetic. One that
+# is not here is trained densely.
+THRESHOLDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.neg,
+    "prolu_relu": lambda b_enc: torch.relu(-b_enc),
+    "prolu_ste": lambda b_enc: torch.relu(-b_enc),
+}
 
 
 class Entries(NamedTuple):
@@ -53,7 +62,7 @@ class SparseStep:
         """Returns the batch's statistics and leaves the gradients of the loss in `.grad` of the four parameters.
 
         Args:
-            sae: its configuration says which nonlinearity and penalty; float32, on the CPU.
+            sae: its configuration says which nonlinearity (one of THRESHOLDS) and penalty; float32, on the CPU.
             x: tokens that `sae.normalize` has rescaled.
             l1_coefficient: weight of the penalty against the squared error summed over d_in.
         """
@@ -62,21 +71,8 @@ class SparseStep:
             self._pre = torch.empty(len(x), sae.d_sae)
         centred = x - sae.b_dec
         torch.mm(centred, sae.W_enc, out=self._pre)
-        threshold = gate_threshold(sae.config.nonlinearity, sae.b_enc)
+        threshold = THRESHOLDS[sae.config.nonlinearity](sae.b_enc)
         return _gradients(sae, centred, active_entries(self._pre, threshold), l1_coefficient=l1_coefficient)
-
-
-def gate_threshold(name: str, b_enc: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
-    """Returns what `pre` must exceed for the nonlinearity of this name to open; exact in IEEE arithmetic.
-
-    Raises:
-        ValueError: if the nonlinearity has no such threshold here, and so no sparse step.
-    """
-    if name == "relu":
-        return -b_enc
-    if name in ("prolu_relu", "prolu_ste"):
-        return torch.relu(-b_enc)
-    raise ValueError(f"nonlinearity {name!r} has no gate threshold in training.sparse; add one, or train densely")
 
 
 def active_entries(pre: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, " d_sae"]) -> Entries:

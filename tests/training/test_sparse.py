@@ -8,7 +8,8 @@ import torch
 from prolu_tune.config.names import NONLINEARITIES, PENALTIES
 from prolu_tune.config.trial import SaeConfig
 from prolu_tune.sae.model import SparseAutoencoder
-from prolu_tune.training.sparse import SparseStep, active_entries, gate_threshold
+from prolu_tune.sae.nonlinearities import nonlinearity
+from prolu_tune.training.sparse import THRESHOLDS, SparseStep, active_entries
 from prolu_tune.training.step import StepStats, dense_gradients
 
 ARCHITECTURES = list(itertools.product(NONLINEARITIES, PENALTIES))
@@ -158,15 +159,8 @@ def test_active_entries_are_those_above_the_threshold_in_token_order():
 
 @pytest.mark.parametrize("name", NONLINEARITIES)
 def test_the_threshold_is_the_gate_to_the_last_bit(name):
-    from prolu_tune.sae.nonlinearities import nonlinearity
-
     bias = torch.tensor([-1.0, -0.1, 0.0, 0.1, 1e-40, -1e-40])
-    edge = gate_threshold(name, bias)
+    edge = THRESHOLDS[name](bias)
     up, down = torch.full_like(edge, math.inf), torch.full_like(edge, -math.inf)
     pre = torch.stack([edge, torch.nextafter(edge, up), torch.nextafter(edge, down)])
     assert torch.equal(pre > edge, nonlinearity(name)(pre, bias) > 0)
-
-
-def test_a_nonlinearity_without_a_threshold_is_refused_by_name():
-    with pytest.raises(ValueError, match="'jump' has no gate threshold"):
-        gate_threshold("jump", torch.zeros(3))

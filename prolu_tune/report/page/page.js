@@ -6,7 +6,17 @@
   const runRows = new Map([...document.querySelectorAll("tr[data-run]")].map((row) => [row.dataset.run, row]));
   const options = { actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg", ast: true };
 
-  const rowsOf = (names) => Object.fromEntries(names.map((name) => [name, structuredClone(DATA.datasets[name])]));
+  // Every plot gets rows of its own: Vega leaves marks on them.
+  function rowsOf({ length, columns }) {
+    const rows = Array.from({ length }, () => ({}));
+    for (const [key, column] of Object.entries(columns)) {
+      rows.forEach((row, index) => {
+        const value = Array.isArray(column) ? column[index] : column.words[column.at[index]];
+        if (value !== null) row[key] = value;
+      });
+    }
+    return rows;
+  }
 
   async function draw(figure, spec) {
     const place = figure.querySelector(".chart");
@@ -14,7 +24,8 @@
     if (before >= 0) views.splice(before, 1)[0].result.finalize();
     const text = JSON.stringify(spec);
     const names = Object.keys(DATA.datasets).filter((name) => text.includes(`{"name":"${name}"}`));
-    const full = { ...spec, datasets: { ...(spec.datasets || {}), ...rowsOf(names) } };
+    const datasets = Object.fromEntries(names.map((name) => [name, rowsOf(DATA.datasets[name])]));
+    const full = { ...spec, config: DATA.config, datasets: { ...(spec.datasets || {}), ...datasets } };
     const result = await vegaEmbed(place, full, { ...options, downloadFileName: figure.id });
     result.view.addEventListener("mouseover", (event, item) => mark(item && item.datum && item.datum.run_id));
     result.view.addEventListener("mouseout", () => mark(null));
@@ -34,7 +45,7 @@
   const logs = { x: document.getElementById("log-x"), y: document.getElementById("log-y") };
 
   function spans(key) {
-    const values = DATA.datasets.runs.map((row) => row[key]).filter((value) => value !== undefined);
+    const values = DATA.datasets.runs.columns[key].filter((value) => value !== null);
     return { positive: Math.min(...values) > 0, factor: Math.max(...values) / Math.min(...values) };
   }
 
