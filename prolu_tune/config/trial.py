@@ -94,6 +94,8 @@ class TrainingConfig(Frozen):
     """Precision of the matrix products; weights, gate and penalty stay float32. bfloat16 needs a GPU."""
     num_threads: PositiveInt = 1
     """CPU threads of a training process. Part of the numerics: another number gives other bits."""
+    sparse_step: bool = True
+    """Take the step that touches active latents only, where it is faster; same results to rounding. CPU."""
     log_every: PositiveInt | None = None
     """Steps between two rows of metrics. None: a hundredth of the run."""
     checkpoint_every_s: PositiveFloat = 60.0

@@ -20,10 +20,12 @@ from prolu_tune.errors import InputError
 from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.sae.tensor_file import TensorSpec, spec_of
 from prolu_tune.training.checkpoint import Checkpoint
+from prolu_tune.training.choice import CPU, StepChoice
 from prolu_tune.training.numerics import numerics_signature, seeded_generator, set_numerics
 from prolu_tune.training.optimizer import Adam, project_decoder_gradient, renormalize_decoder
 from prolu_tune.training.resampling import Resampler, dead_latents, resampling_notes, window_resolves
 from prolu_tune.training.schedule import lr_factor, window_start
+from prolu_tune.training.sparse import SparseStep
 from prolu_tune.training.step import dense_gradients
 
 _SUMMED = ("loss", "squared_error", "l1", "sqrt_l1")
@@ -46,6 +48,9 @@ class Trainer:
         generator = seeded_generator("initialisation", config.seed)
         self.sae = SparseAutoencoder(config.sae, plan.d_in, plan.d_sae, generator=generator, operands=operands).to(self.device)
         self.adam = Adam(self.sae, config.training, eps=plan.adam_eps)
+        crossover = CPU if self.device.type == "cpu" and config.training.sparse_step else None
+        self._choice = StepChoice(crossover, batch_size=config.training.batch_size, d_sae=plan.d_sae)
+        self._sparse_gradients = SparseStep()
         self.step = 0
         self.batches_read = 0
         self.rows = 0
@@ -74,7 +79,10 @@ class Trainer:
         if self.step == window_start(self.step, plan=self.plan):
             self._start_window()
         normed = self.sae.normalize(x).x
-        stats = dense_gradients(self.sae, normed, l1_coefficient=self.config.training.l1_coefficient)
+        gradients = self._sparse_gradients if self._choice.path == "sparse" else dense_gradients
+        stats = gradients(self.sae, normed, l1_coefficient=self.config.training.l1_coefficient)
+        if self._choice.due(self.step):
+            self._choice.observe(int(stats.fired.sum().item()))
         W_dec = self.sae.W_dec
         assert W_dec.grad is not None
         project_decoder_gradient(W_dec.grad, W_dec)
@@ -172,6 +180,7 @@ class Trainer:
             "notes": self.notes,
             "window_start": self._window_start,
             "row_start": self._row_start,
+            "step_choice": self._choice.state_dict(),
             "trial": trial_digest(self.config, self.plan),
             "numerics": numerics_signature(self.config.training, self.device),
         }
@@ -196,6 +205,7 @@ class Trainer:
         self.step, self.batches_read, self.rows = state["step"], state["batches_read"], state["rows"]
         self.wall_s, self.notes = state["wall_s"], list(state["notes"])
         self._window_start, self._row_start = state["window_start"], state["row_start"]
+        self._choice.load_state_dict(state["step_choice"])
         before, now = state["numerics"], numerics_signature(self.config.training, self.device)
         if before != now:
             changed = ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in now if before.get(key) != now[key])
