@@ -196,6 +196,12 @@ def next_token_losses(logits: Float[Tensor, "rows ctx vocab"], tokens: Int[Tenso
     return torch.stack(sums)
 
 
+def import_transformer_lens() -> None:
+    """Imports what `LanguageModel` needs, some seconds' work; worth a thread of its own while something else is waited for."""
+    with quiet_loading(offline=True):
+        import transformer_lens.model_bridge  # noqa: F401  # imported for the next import's sake
+
+
 def _boot(config: ActivationConfig, info: ModelInfo, device: torch.device) -> Any:
     """Returns the TransformerBridge; weights are processed in float32 and only then rounded."""
     weight_files(info.folder)
@@ -227,8 +233,8 @@ def _stand_in_tokenizer() -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))
-    return PreTrainedTokenizerFast(tokenizer_object=vocabulary, eos_token="<s>")
+    word = "<s>"
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({word: 0}, unk_token=word)), eos_token=word)
 
 
 def _unknown_hook(config: ActivationConfig, names: list[str]) -> str:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from prolu_tune.results.store import DEFAULT_STORAGE
 from prolu_tune.cli.options import (
     EXIT_CODES,
     Json,
@@ -19,6 +18,7 @@ from prolu_tune.cli.options import (
     examples,
 )
 from prolu_tune.errors import InputError
+from prolu_tune.results.store import DEFAULT_STORAGE
 
 ENVIRONMENT = "Environment: PROLU_STORAGE, PROLU_TRACKING_URI (or MLFLOW_TRACKING_URI), PROLU_EXPERIMENT, PROLU_ADDRESS."
 

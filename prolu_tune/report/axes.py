@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from prolu_tune.config.names import place
 from prolu_tune.results.figure import COLORS
@@ -24,6 +24,17 @@ class Axis:
     """A d3 format for ticks and tooltips."""
     larger_is_better: bool = False
 
+
+@dataclass(frozen=True)
+class Scale:
+    """How values are laid out along an axis."""
+
+    kind: Literal["log", "linear"]
+    ticks: tuple[float, ...] = ()
+    """Values to label; none: Vega chooses."""
+
+
+LINEAR = Scale("linear")
 
 AXES: dict[str, Axis] = {
     axis.key: axis
@@ -73,7 +84,20 @@ def measured(rows: Iterable[Mapping[str, Any]], keys: Iterable[str] = CHOICES) -
     return [key for key in keys if len({row.get(key) for row in table} - {None}) > 1]
 
 
-def scale_type(rows: Iterable[Mapping[str, Any]], key: str) -> str:
-    """Returns `log` where all values are above 0 and span a factor of `LOG_SPAN`, else `linear`."""
+def scale_of(rows: Iterable[Mapping[str, Any]], key: str) -> Scale:
+    """Returns a log scale where all values are above 0 and span a factor of `LOG_SPAN`, else a linear one."""
     values = [row[key] for row in rows if row.get(key) is not None]
-    return "log" if values and min(values) > 0 and max(values) / min(values) >= LOG_SPAN else "linear"
+    if not values or min(values) <= 0 or max(values) / min(values) < LOG_SPAN:
+        return LINEAR
+    return Scale("log", log_ticks(min(values), max(values)))
+
+
+def log_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Returns the values to label on a log axis; Vega's own choice labels 20, 30 and 40 and leaves 50 to 90 out.
+
+    `logTicks` in the page's script is the same.
+    """
+    span = high / low
+    digits = (1, 1.5, 2, 3, 5, 7) if span < 15 else (1, 2, 5) if span < 500 else (1,)
+    values = (float(f"{digit}e{power}") for power in range(-9, 10) for digit in digits)
+    return tuple(value for value in values if low * 0.95 <= value <= high * 1.05)

@@ -17,7 +17,7 @@ from prolu_tune.report.best_at import SURE, best_at
 from prolu_tune.report.charts import Look
 from prolu_tune.report.collect import SweepData
 from prolu_tune.report.curves import INTERVAL, ONE_SEED_TOLERANCE, REPLICATES, WIDEST_GAP, Planes
-from prolu_tune.report.findings import BIAS_SHARE, COMPARABLE, CONTRADICTION, FAILS, HOLDS, UNKNOWN, check_findings
+from prolu_tune.report.findings import BIAS_SHARE, COMPARABLE, CONTRADICTION, FAILS, HOLDS, UNKNOWN, Finding, check_findings
 from prolu_tune.report.plots import Plot, datasets, penalties, plots
 from prolu_tune.report.table import columns, cost, run_rows, states, suppression_table
 from prolu_tune.report.theme import CONFIG
@@ -34,6 +34,7 @@ class Report:
 
     html: str
     data: SweepData
+    findings: list[Finding]
     plots: list[Plot]
     datasets: dict[str, list[dict[str, Any]]]
 
@@ -41,6 +42,7 @@ class Report:
 def build_report(data: SweepData) -> Report:
     """Returns the page of a sweep, and what its figures on paper are made of."""
     planes = Planes(data.finished)
+    findings = check_findings(planes)
     shown, tables = plots(data, planes), datasets(data, planes)
     look = Look(data.architectures, seeds=data.seeds > 1)
     payload = {
@@ -56,6 +58,7 @@ def build_report(data: SweepData) -> Report:
     text = _template().render(
         **_words(data, planes),
         **_numbers(data, planes),
+        findings=findings,
         sections=_sections(shown),
         css=Markup(_page_file("page.css")),  # noqa: S704 - our own file
         script=Markup(_page_file("page.js")),  # noqa: S704 - our own file
@@ -64,7 +67,7 @@ def build_report(data: SweepData) -> Report:
         classes={HOLDS: "holds", FAILS: "fails", UNKNOWN: "open"},
         icons={HOLDS: "✓", FAILS: "✗", UNKNOWN: "?"},
     )
-    return Report(text, data, shown, tables)
+    return Report(text, data, findings, shown, tables)
 
 
 def _numbers(data: SweepData, planes: Planes) -> dict[str, Any]:
@@ -80,7 +83,6 @@ def _numbers(data: SweepData, planes: Planes) -> dict[str, Any]:
         "choices": measured(data.finished, CHOICES),
         "axes": AXES,
         "best": best_at(plane) if plane is not None else [],
-        "findings": check_findings(planes),
         "suppression": suppression_table(data, planes),
         "columns": columns(data),
         "rows": run_rows(data),
@@ -153,16 +155,16 @@ def _noise(data: SweepData) -> str:
 def _rules(data: SweepData) -> str:
     opposed, comparable, seed_limit = (f"{100 * share:.0f} %" for share in (CONTRADICTION, COMPARABLE, ONE_SEED_TOLERANCE))
     if data.seeds > 1:
-        compared = f"a difference counts where its 95 % interval over {REPLICATES} resamplings of the seeds excludes zero"
+        compared = f"a difference counts where its 95 % interval over {REPLICATES} resamplings of seeds excludes zero"
     else:
         compared = f"with one seed, differences under {seed_limit} are not counted, and what noise would do is not known"
     return (
         "Architectures are compared at equal L0 (or L1), on curves through their runs that are not joined over gaps wider "
-        f"than a factor of {WIDEST_GAP:.0f}; {compared}. 'Best in a range' fails if another is better on more than {opposed} of "
-        "the compared range, holds if it is better than all others on at least half of it and does not fail, and cannot be "
+        f"than a factor of {WIDEST_GAP:.0f}; {compared}. 'Best in a range' fails if another is better on more than {opposed} "
+        "of the compared range, holds if it is better than all others on at least half of it and does not fail, and cannot be "
         f"told otherwise, or if less than {comparable} of the range has two others to compare with. 'On the frontier "
         f"everywhere' fails only if another is better on more than {opposed}. The share of negative biases holds if "
-        f"{100 * BIAS_SHARE:.0f} % of the ProLU runs lie in the range. A finding in parts holds if all do and fails if one does."
+        f"{100 * BIAS_SHARE:.0f} % of the ProLU runs lie in the range. A finding in parts holds if all do, fails if one does."
     )
 
 

@@ -10,8 +10,19 @@ from typing import Any
 
 import altair as alt
 
-from prolu_tune.report.axes import AXES, Axis
-from prolu_tune.report.theme import CONFIG, HEIGHT, INK, SMALL_HEIGHT, color_of, dash_of, shape_of, tooltip, x_axis, y_axis
+from prolu_tune.report.axes import AXES, LINEAR, Axis, Scale, log_ticks
+from prolu_tune.report.theme import (
+    CONFIG,
+    HEIGHT,
+    INK,
+    SMALL_HEIGHT,
+    color_of,
+    dash_of,
+    shape_of,
+    tooltip,
+    x_axis,
+    y_axis,
+)
 
 X_FIELD, Y_FIELD = "x_field__", "y_field__"
 X_TITLE, Y_TITLE = "x_title__", "y_title__"
@@ -34,7 +45,7 @@ class Look:
 
 
 def plane(
-    look: Look, x: str, y: str, *, x_scale: str = "log", y_scale: str = "linear", extra: Sequence[str] = ()
+    look: Look, x: str, y: str, *, x_scale: Scale = LINEAR, y_scale: Scale = LINEAR, extra: Sequence[str] = ()
 ) -> alt.LayerChart:
     """Returns runs as points, each architecture's frontier as a line, the frontier of all as a broad pale line.
 
@@ -42,8 +53,8 @@ def plane(
         look: Where it is shown.
         x: Axis, or `X_FIELD`.
         y: Axis, or `Y_FIELD`.
-        x_scale: `log` or `linear`.
-        y_scale: Likewise.
+        x_scale: Of x.
+        y_scale: Of y.
         extra: Further quantities for the tooltip.
     """
     chosen = x == X_FIELD
@@ -75,8 +86,8 @@ def relation(
     x: str,
     y: str,
     *,
-    x_scale: str = "log",
-    y_scale: str = "linear",
+    x_scale: Scale = LINEAR,
+    y_scale: Scale = LINEAR,
     range_of_interest: tuple[float, float] | None = None,
 ) -> alt.LayerChart:
     """Returns runs as points and, per architecture, a line through the settings' means: no frontier, nothing is best here.
@@ -85,8 +96,8 @@ def relation(
         look: Where it is shown.
         x: Axis.
         y: Axis.
-        x_scale: `log` or `linear`.
-        y_scale: Likewise.
+        x_scale: Of x.
+        y_scale: Of y.
         range_of_interest: A stretch of y to shade.
     """
     usable = _shown(look, "runs").transform_filter(f"isValid(datum['{x}']) && isValid(datum['{y}'])")
@@ -113,13 +124,19 @@ def relation(
     return _finished(look, alt.layer(*layers), SMALL_HEIGHT)
 
 
-def coverage(look: Look) -> alt.LayerChart:
+def coverage(look: Look, *, ticks: Sequence[float]) -> alt.LayerChart:
     """Returns the target range of L0 cut into bins, per architecture: filled bins coloured, with their number of trials."""
     bins = _shown(look, "bins")
     x = alt.X(
-        field="low", type="quantitative", title=AXES["l0"].title, scale=alt.Scale(type="log", nice=False), axis=_l0_ticks()
+        field="low", type="quantitative", title=AXES["l0"].title, scale=alt.Scale(type="log", nice=False), axis=_labelled(ticks)
     )
-    y = alt.Y(field="architecture", type="nominal", sort=list(look.architectures), title=None, axis=alt.Axis(labelLimit=150))
+    y = alt.Y(
+        field="architecture",
+        type="nominal",
+        sort=list(look.architectures),
+        title=None,
+        axis=alt.Axis(labelLimit=150, labelFlush=False),
+    )
     about = [
         alt.Tooltip(field="architecture", type="nominal"),
         alt.Tooltip(field="low", type="quantitative", title="L0 from", format=".3~g"),
@@ -163,7 +180,7 @@ def course(look: Look, architecture: str, *, last_step: int, l0_range: tuple[flo
         type="quantitative",
         title="L0 on training batches",
         scale=alt.Scale(type="log", domain=list(l0_range), clamp=True),
-        axis=alt.Axis(format=".3~s"),
+        axis=_labelled(log_ticks(*l0_range)),
     )
     runs = lines.mark_line(strokeWidth=1.5).encode(
         x,
@@ -171,7 +188,7 @@ def course(look: Look, architecture: str, *, last_step: int, l0_range: tuple[flo
         color_of(look.architectures, legend=False),
         detail=[alt.Detail(field="run_id", type="nominal")],
         opacity=alt.Opacity(
-            field="l1_coefficient", type="quantitative", legend=None, scale=alt.Scale(type="sqrt", range=[0.45, 1])
+            field="l1_coefficient", type="quantitative", legend=None, scale=alt.Scale(type="sqrt", range=[0.6, 1])
         ),
         tooltip=[
             alt.Tooltip(field="label", type="nominal", title="run"),
@@ -192,12 +209,16 @@ def course(look: Look, architecture: str, *, last_step: int, l0_range: tuple[flo
     return _finished(look, chart.properties(title=architecture) if look.paper else chart, SMALL_HEIGHT)
 
 
-def chances(look: Look) -> alt.Chart:
+def chances(look: Look, *, ticks: Sequence[float]) -> alt.Chart:
     """Returns, stacked over L0, the probability that each architecture has the lowest degradation."""
     chart = _shown(look, "chances").mark_area(opacity=0.85)
     encoded = chart.encode(
         alt.X(
-            field="at", type="quantitative", title=AXES["l0"].title, scale=alt.Scale(type="log", nice=False), axis=_l0_ticks()
+            field="at",
+            type="quantitative",
+            title=AXES["l0"].title,
+            scale=alt.Scale(type="log", nice=False),
+            axis=_labelled(ticks),
         ),
         alt.Y(
             field="chance",
@@ -217,11 +238,11 @@ def chances(look: Look) -> alt.Chart:
     return _finished(look, encoded, SMALL_HEIGHT)
 
 
-def _l0_ticks() -> alt.Axis:
-    return alt.Axis(format=".3~g", values=[digit * 10**power for power in range(5) for digit in (1, 1.5, 2, 3, 5, 7)])
+def _labelled(ticks: Sequence[float]) -> alt.Axis:
+    return alt.Axis(format=".3~g", values=list(ticks))
 
 
-def _bands(look: Look, x: str, y: str, x_scale: str, y_scale: str) -> alt.Chart:
+def _bands(look: Look, x: str, y: str, x_scale: Scale, y_scale: Scale) -> alt.Chart:
     """Returns the intervals of the curves in this plane; none are there for planes that nobody worked them out for."""
     xs = x_axis(x, x_scale)
     low = y_axis(y, y_scale)

@@ -180,7 +180,7 @@ def _suppression(planes: Planes) -> list[Part]:
                 continue
             value, low, high = ratio
             numbers = f"Its L1 is {_times(value)} that of {base} at equal L0"
-            numbers += f" (95 % interval {_times(low)} to {_times(high)})." if plane.replicates else " (one seed)."
+            numbers += f" (95 % interval {low:.2f} to {high:.2f})." if plane.replicates else " (one seed)."
             numbers += _norm_difference(norms, ours, base)
             limit = 0.0 if plane.replicates else float(np.log1p(ONE_SEED_TOLERANCE))
             verdict = HOLDS if np.log(low) > limit else FAILS if np.log(high) < -limit else UNKNOWN

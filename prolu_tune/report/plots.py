@@ -8,7 +8,7 @@ import numpy as np
 
 from prolu_tune.config.names import split_architecture
 from prolu_tune.report import charts
-from prolu_tune.report.axes import CHOICES, in_order, measured, scale_type
+from prolu_tune.report.axes import CHOICES, LINEAR, in_order, log_ticks, measured, scale_of
 from prolu_tune.report.charts import Look
 from prolu_tune.report.collect import SweepData
 from prolu_tune.report.curves import Planes
@@ -81,13 +81,14 @@ def plots(data: SweepData, planes: Planes) -> list[Plot]:
     if {"l0", "ce_degradation"} <= has:
         found.append(_main(rows))
     if (main := planes.get("l0", "ce_degradation")) is not None and main.replicates:
+        l0_ticks = log_ticks(float(main.grid[0]), float(main.grid[-1]))
         found.append(
             Plot(
                 "best-by-l0",
                 "chances",
                 "Which architecture is best at a given L0",
                 "Share of the resampled seeds in which each architecture has the lowest degradation.",
-                charts.chances,
+                lambda look: charts.chances(look, ticks=l0_ticks),
                 wide=True,
             )
         )
@@ -99,8 +100,9 @@ def plots(data: SweepData, planes: Planes) -> list[Plot]:
             found.append(_frontier_plot(rows, x, y, "proxies", words))
     found += _relations(rows, has)
     if data.target is not None:
+        ticks = log_ticks(data.target.low, data.target.high)
         caption = f"Finished trials per bin of log L0, from {number(data.target.low)} to {number(data.target.high)}."
-        found.append(Plot("coverage", "response", "Coverage of L0", caption, charts.coverage))
+        found.append(Plot("coverage", "response", "Coverage of L0", caption, lambda look: charts.coverage(look, ticks=ticks)))
     found += _courses(data)
     return found
 
@@ -135,7 +137,7 @@ def datasets(data: SweepData, planes: Planes) -> dict[str, list[Row]]:
 
 def _main(rows: Sequence[Row]) -> Plot:
     x, y = "l0", "ce_degradation"
-    scales = {"x_scale": scale_type(rows, x), "y_scale": scale_type(rows, y)}
+    scales = {"x_scale": scale_of(rows, x), "y_scale": scale_of(rows, y)}
     return Plot(
         "ce_degradation-l0",
         "main",
@@ -148,7 +150,7 @@ def _main(rows: Sequence[Row]) -> Plot:
 
 
 def _frontier_plot(rows: Sequence[Row], x: str, y: str, section: Section, words: str) -> Plot:
-    scales = {"x_scale": scale_type(rows, x), "y_scale": scale_type(rows, y)}
+    scales = {"x_scale": scale_of(rows, x), "y_scale": scale_of(rows, y)}
     title = f"{'MSE' if y == 'mse' else y} against {'L1' if x == 'l1' else 'sqrt L1'}"
     return Plot(
         f"{y}-{x}", section, title, words, lambda look: charts.plane(look, x, y, extra=("l0", "ce_degradation"), **scales)
@@ -165,7 +167,7 @@ def _relations(rows: Sequence[Row], has: set[str]) -> list[Plot]:
 
 
 def _relation(rows: Sequence[Row], x: str, y: str) -> Callable[[Look], Any]:
-    x_scale, y_scale = scale_type(rows, x), scale_type(rows, y) if y in ("l1", "l0") else "linear"
+    x_scale, y_scale = scale_of(rows, x), scale_of(rows, y) if y in ("l1", "l0") else LINEAR
     interest = BIAS_RANGE if y == "frac_negative_bias" else None
     return lambda look: charts.relation(look, x, y, x_scale=x_scale, y_scale=y_scale, range_of_interest=interest)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from prolu_tune.report.axes import AXES, color, shape
+from prolu_tune.report.axes import AXES, Scale, color, shape
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK = "currentColor"
@@ -67,16 +67,16 @@ def dash_of() -> alt.StrokeDash:
     return alt.StrokeDash(field="penalty", type="nominal", scale=scale, legend=None)
 
 
-def x_axis(key: str, kind: str, **more: Any) -> alt.X:
+def x_axis(key: str, scale: Scale, **more: Any) -> alt.X:
     """Returns an x channel with the quantity's title and format."""
     axis = AXES[key]
-    return alt.X(field=key, type="quantitative", title=axis.title, scale=_scale(kind), axis=alt.Axis(format=axis.form), **more)
+    return alt.X(field=key, type="quantitative", title=axis.title, scale=_scale(scale), axis=_ticks(scale, axis.form), **more)
 
 
-def y_axis(key: str, kind: str, **more: Any) -> alt.Y:
+def y_axis(key: str, scale: Scale, **more: Any) -> alt.Y:
     """Returns a y channel with the quantity's title and format."""
     axis = AXES[key]
-    return alt.Y(field=key, type="quantitative", title=axis.title, scale=_scale(kind), axis=alt.Axis(format=axis.form), **more)
+    return alt.Y(field=key, type="quantitative", title=axis.title, scale=_scale(scale), axis=_ticks(scale, axis.form), **more)
 
 
 def tooltip(*keys: str) -> list[alt.Tooltip]:
@@ -86,5 +86,11 @@ def tooltip(*keys: str) -> list[alt.Tooltip]:
     return [*named, *values, alt.Tooltip(field="run_id", type="nominal", title="run id")]
 
 
-def _scale(kind: str) -> alt.Scale:
-    return alt.Scale(type="log", nice=False, padding=12) if kind == "log" else alt.Scale(type="linear", zero=False, padding=12)
+def _scale(scale: Scale) -> alt.Scale:
+    if scale.kind == "log":
+        return alt.Scale(type="log", nice=False, padding=12)
+    return alt.Scale(type="linear", zero=False, padding=12)
+
+
+def _ticks(scale: Scale, form: str) -> alt.Axis:
+    return alt.Axis(format=form, values=list(scale.ticks)) if scale.ticks else alt.Axis(format=form)

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prolu_tune.activations.language_model import import_transformer_lens
 from prolu_tune.activations.source import ActivationSource
 from prolu_tune.activations.stream import StreamLayout, check_enough
+from prolu_tune.errors import InputError, SurroundingsError
 from prolu_tune.evaluation import Baseline, EvaluationData, evaluate_sae, measure_baseline
 from prolu_tune.sae.folder import load_sae_folder
 from prolu_tune.sweep.settings import NodeSettings
@@ -28,7 +30,8 @@ class NodeServer:
         self._opening = threading.Lock()
         self._evaluating = threading.Lock()
         self._source: ActivationSource | None = None
-        self._held_out: tuple[EvaluationData, Baseline] | None = None
+        self._data: EvaluationData | None = None
+        self._baseline: Baseline | None = None
         self._notes: list[str] = []
         self._work: Callable[[], Work] = _idle
 
@@ -44,17 +47,22 @@ class NodeServer:
     def check(self, num_tokens: int) -> None:
         """Checks that the data hold a run of `num_tokens` and something to evaluate on, and loads the language model.
 
+        What the first trials will ask for is then begun in a thread, while their processes still start.
+
         Raises:
             InputError: with the numbers, or what the model lacks.
         """
         model = self._settings.activations.model
         self._work = lambda: (f"loading {model}", None, None)
+        threading.Thread(target=import_transformer_lens, daemon=True).start()
         try:
             source = self._open()
             check_enough(source.layout, self._settings.activations, num_tokens=num_tokens)
-            self._prepare_evaluation()
+            self._data = EvaluationData(source, num_tokens=self._settings.evaluation.num_tokens)
+            assert source.language_model.d_in == source.d_in, "the hook's width is what the layout was planned for"
         finally:
             self._work = _idle
+        threading.Thread(target=self._begin, daemon=True).start()
 
     def ensure_chunk(self, chunk: int) -> str:
         """Returns the file of a chunk, made if it is missing."""
@@ -104,13 +112,21 @@ class NodeServer:
                 )
             return self._source
 
+    def _begin(self) -> None:
+        try:
+            self.ensure_chunk(0)
+            self._prepare_evaluation()
+        except (InputError, SurroundingsError):
+            return  # the trial that asks for it is told
+
     def _prepare_evaluation(self) -> tuple[EvaluationData, Baseline]:
         source = self._open()
         with self._evaluating:
-            if self._held_out is None:
-                data = EvaluationData(source, num_tokens=self._settings.evaluation.num_tokens)
-                self._held_out = data, measure_baseline(data, progress=self._measuring)
-            return self._held_out
+            if self._data is None:
+                self._data = EvaluationData(source, num_tokens=self._settings.evaluation.num_tokens)
+            if self._baseline is None:
+                self._baseline = measure_baseline(self._data, progress=self._measuring)
+            return self._data, self._baseline
 
     def _note(self, text: str) -> None:
         self._notes.append(text)

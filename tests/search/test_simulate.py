@@ -75,7 +75,9 @@ def test_a_ceiling_is_declared_and_not_paid_for_again():
     above = [gone["bin"] for gone in result.explanation["a"]["unreachable"]]
     assert above == [11, 12, 13, 14, 15]
     assert result.coverage("a").filled == 11
-    assert result.cost < 11 * 1.25
+    # Eight results late and with nobody to learn from, a lone architecture pays for the ceiling with about six trainings.
+    assert result.cost < 11 + 7
+    assert len(result.trials) < 45
 
 
 def test_a_collapse_is_bracketed_and_declared():
@@ -125,3 +127,10 @@ def test_a_thousand_trials_take_seconds():
 def test_no_slot_is_refused():
     with pytest.raises(ValueError, match="max_concurrent must be at least 1"):
         simulate({"a": (1e-5, 1.0)}, steep, l0=(5, 200), bins=4, max_trials=3, max_concurrent=0)
+
+
+def test_a_search_that_fills_nothing_more_gives_up_with_the_evidence():
+    # Before the outside bound on stopped trials this problem repeated one coefficient 390 times.
+    problem = make_problem(12, num_architectures=1)
+    result = simulate(problem.ranges, problem.response, l0=(5, 200), bins=16, max_trials=400, seed=12, window=1)
+    assert len(result.trials) < 40

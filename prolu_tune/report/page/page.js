@@ -46,7 +46,13 @@
 
   function spans(key) {
     const values = DATA.datasets.runs.columns[key].filter((value) => value !== null);
-    return { positive: Math.min(...values) > 0, factor: Math.max(...values) / Math.min(...values) };
+    return { low: Math.min(...values), high: Math.max(...values) };
+  }
+
+  function logTicks({ low, high }) {
+    const digits = high / low < 15 ? [1, 1.5, 2, 3, 5, 7] : high / low < 500 ? [1, 2, 5] : [1];
+    const values = Array.from({ length: 19 }, (_, index) => digits.map((digit) => Number(`${digit}e${index - 9}`))).flat();
+    return values.filter((value) => low * 0.95 <= value && value <= high * 1.05);
   }
 
   function setScales(node, kinds, channel) {
@@ -55,7 +61,10 @@
     const copy = {};
     for (const [key, value] of Object.entries(node)) {
       if (key === "scale" && kinds[channel]) {
-        copy[key] = kinds[channel] === "log" ? { type: "log", nice: false, padding: 12 } : { type: "linear", zero: false, padding: 12 };
+        copy[key] = kinds[channel].log ? { type: "log", nice: false, padding: 12 } : { type: "linear", zero: false, padding: 12 };
+      } else if (key === "axis" && kinds[channel]) {
+        const { values, ...rest } = value;
+        copy[key] = kinds[channel].log ? { ...rest, values: kinds[channel].ticks } : rest;
       } else copy[key] = setScales(value, kinds, key);
     }
     return copy;
@@ -66,9 +75,10 @@
     const kinds = {};
     for (const side of ["x", "y"]) {
       const span = spans(chosen[side].value);
-      logs[side].disabled = !span.positive;
-      if (!keepScales) logs[side].checked = span.positive && span.factor >= DATA.log_span;
-      kinds[side] = logs[side].checked && span.positive ? "log" : "linear";
+      const positive = span.low > 0;
+      logs[side].disabled = !positive;
+      if (!keepScales) logs[side].checked = positive && span.high / span.low >= DATA.log_span;
+      kinds[side] = { log: logs[side].checked && positive, ticks: positive ? logTicks(span) : [] };
     }
     let text = JSON.stringify(template);
     for (const side of ["x", "y"]) {
