@@ -100,9 +100,9 @@ def test_the_winner_loads_and_reconstructs_as_well_as_its_record_says(run: Call,
 
     sae = load_sae(best["checkpoint"])
     chunk = next((folder / "prolu_runs" / "cache" / "chunks").glob("*/train-*.arrow"))
-    from prolu_tune.activations.cache import open_chunk
+    from prolu_tune.activations.arrow_files import open_mapped
 
-    x = torch.from_numpy(open_chunk(chunk, d_in=sae.d_in)[:4096].copy()).float()
+    x = torch.from_numpy(open_mapped(chunk)[1][0][:4096].copy()).float()
     with torch.no_grad():
         normed, scale = sae.normalize(x)
         mse = (sae.decode(sae.encode(x)) - normed).square().mean().item()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from prolu_tune import __version__
-from prolu_tune.cli import plan, query, run
+from prolu_tune.cli import export, plan, query, report, run
 from prolu_tune.errors import InputError, SurroundingsError
 
 ROOT_HELP = """\b
@@ -29,6 +29,8 @@ SHORT_HELP = {
     "status": "How far a sweep is, and what failed.",
     "pareto": "The frontier over (L0, CE degradation).",
     "best": "The runs to use, under a limit of L0.",
+    "report": "One page with every plot and table.",
+    "export": "An autoencoder as a folder for other tools.",
     "dashboard": "Opens MLflow's own pages.",
 }
 """The list of verbs in the root help, in the order in which they are needed; a verb's own help says more."""
@@ -64,6 +66,8 @@ def make_app() -> typer.Typer:
     run.register(app)
     plan.register(app)
     query.register(app)
+    report.register(app)
+    export.register(app)
     order = list(SHORT_HELP)
     for command in app.registered_commands:
         assert command.name in SHORT_HELP, f"{command.name} has no line in the root help"

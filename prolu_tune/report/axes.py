@@ -32,6 +32,8 @@ class Scale:
     kind: Literal["log", "linear"]
     ticks: tuple[float, ...] = ()
     """Values to label; none: Vega chooses."""
+    floor: float | None = None
+    """Where the axis starts; None: a little below the smallest value."""
 
 
 LINEAR = Scale("linear")

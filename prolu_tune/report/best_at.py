@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prolu_tune.report.axes import AXES
-from prolu_tune.report.curves import Plane
+from prolu_tune.report.curves import ONE_SEED_TOLERANCE, Plane
 
 L0_TICKS: tuple[float, ...] = (2, 3, 5, 7, 10, 15, 20, 25, 35, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 SURE = 0.95
@@ -29,9 +29,10 @@ class BestAt:
 
     @property
     def words(self) -> str:
-        """What may be said about it: `beyond noise`, `within noise`, or that one seed cannot tell."""
+        """What may be said about it: whether it is beyond noise, or that one seed cannot tell."""
         if self.chance is None:
-            return "one seed: noise unknown"
+            apart = abs(self.value - self.rival_value) / max(abs(self.value), abs(self.rival_value))
+            return "one seed: too close to tell" if apart < ONE_SEED_TOLERANCE else "one seed: noise unknown"
         return "beyond noise" if self.chance >= SURE else "within noise"
 
 

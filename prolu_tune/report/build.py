@@ -14,13 +14,12 @@ from markupsafe import Markup
 from prolu_tune import __version__
 from prolu_tune.report.axes import AXES, CHOICES, LOG_SPAN, color, in_order, measured, shape
 from prolu_tune.report.best_at import SURE, best_at
-from prolu_tune.report.charts import Look
 from prolu_tune.report.collect import SweepData
 from prolu_tune.report.curves import INTERVAL, ONE_SEED_TOLERANCE, REPLICATES, WIDEST_GAP, Planes
 from prolu_tune.report.findings import BIAS_SHARE, COMPARABLE, CONTRADICTION, FAILS, HOLDS, UNKNOWN, Finding, check_findings
 from prolu_tune.report.plots import Plot, datasets, penalties, plots
 from prolu_tune.report.table import columns, cost, run_rows, states, suppression_table
-from prolu_tune.report.theme import CONFIG
+from prolu_tune.report.theme import CONFIG, Look
 from prolu_tune.screen.words import count, duration, number, signed
 
 VEGA_LITE = "6.4"
@@ -48,6 +47,7 @@ def build_report(data: SweepData) -> Report:
     payload = {
         "main": next((plot.name for plot in shown if plot.section == "main"), None),
         "log_span": LOG_SPAN,
+        "banded": sorted({row["plane"] for row in tables["bands"]}),
         "axes": {
             key: {"title": axis.title, "short": axis.short, "larger": axis.larger_is_better} for key, axis in AXES.items()
         },
@@ -214,7 +214,7 @@ def _json(payload: dict[str, Any]) -> str:
 @cache
 def _library() -> str:
     """Returns Vega, Vega-Lite and Vega-Embed as one script, from the plotting package itself."""
-    text = vl_convert.javascript_bundle(vl_version=VEGA_LITE)
+    text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     assert "</script" not in text.lower() and "<!--" not in text, "the bundle must be safe inside a script element"
     return text
 

@@ -4,8 +4,8 @@ Datasets: `runs` (finished trials), `bands` (intervals of curves), `bins`, `cour
 `hidden` holds the architectures that the reader has switched off; a chart for paper has a legend instead.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -16,6 +16,7 @@ from prolu_tune.report.theme import (
     HEIGHT,
     INK,
     SMALL_HEIGHT,
+    Look,
     color_of,
     dash_of,
     shape_of,
@@ -26,22 +27,12 @@ from prolu_tune.report.theme import (
 
 X_FIELD, Y_FIELD = "x_field__", "y_field__"
 X_TITLE, Y_TITLE = "x_title__", "y_title__"
+X_SHORT, Y_SHORT = "x_short__", "y_short__"
 X_SIGN, Y_SIGN = "x_sign__", "y_sign__"
 """Stand in the specification of the plot whose axes the reader chooses; the page replaces them."""
 
-for _field, _title in ((X_FIELD, X_TITLE), (Y_FIELD, Y_TITLE)):
-    AXES[_field] = Axis(_field, _title, _title, ".3~g")
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a chart has to know about where it is shown and what it shows."""
-
-    architectures: Sequence[str]
-    paper: bool = False
-    """On paper: a legend, no parameter, a fixed width."""
-    seeds: bool = False
-    """Several seeds per setting: bands."""
+for _field, _title, _short in ((X_FIELD, X_TITLE, X_SHORT), (Y_FIELD, Y_TITLE, Y_SHORT)):
+    AXES[_field] = Axis(_field, _title, _short, ".3~g")
 
 
 def plane(
@@ -69,12 +60,12 @@ def plane(
     layers = [
         overall.encode(xs, ys, order=order),
         *([_bands(look, x, y, x_scale, y_scale)] if look.seeds else []),
-        own.encode(xs, ys, color_of(look.architectures, legend=False), dash_of(), order=order),
+        own.encode(xs, ys, color_of(look), dash_of(), order=order),
         points.encode(
             xs,
             ys,
-            color_of(look.architectures, legend=look.paper),
-            shape_of(look.architectures, legend=look.paper),
+            color_of(look),
+            shape_of(look),
             tooltip=tooltip(*dict.fromkeys([x, y, *extra, "l1_coefficient"])),
         ),
     ]
@@ -102,18 +93,16 @@ def relation(
     """
     usable = _shown(look, "runs").transform_filter(f"isValid(datum['{x}']) && isValid(datum['{y}'])")
     xs, ys = x_axis(x, x_scale), y_axis(y, y_scale)
-    means = usable.transform_aggregate(
-        groupby=["architecture", "penalty", "group"], **{x: f"mean({x})", y: f"mean({y})"}
-    ).mark_line(strokeWidth=1.6, opacity=0.7)
+    averages = [alt.AggregatedFieldDef(op="mean", field=key, **{"as": key}) for key in dict.fromkeys([x, y])]
+    means = usable.transform_aggregate(averages, groupby=["architecture", "penalty", "group"])
+    means = means.mark_line(strokeWidth=1.6, opacity=0.7)
     layers = [
-        means.encode(
-            xs, ys, color_of(look.architectures, legend=False), dash_of(), order=alt.Order(field=x, type="quantitative")
-        ),
+        means.encode(xs, ys, color_of(look), dash_of(), order=alt.Order(field=x, type="quantitative")),
         usable.mark_point(filled=True, size=52, opacity=0.9, stroke=None).encode(
             xs,
             ys,
-            color_of(look.architectures, legend=look.paper),
-            shape_of(look.architectures, legend=look.paper),
+            color_of(look),
+            shape_of(look),
             tooltip=tooltip(*dict.fromkeys([x, y, "l0", "l1_coefficient"])),
         ),
     ]
@@ -149,7 +138,7 @@ def coverage(look: Look, *, ticks: Sequence[float]) -> alt.LayerChart:
     inside = alt.X(field="middle", type="quantitative", scale=alt.Scale(type="log", nice=False), title=AXES["l0"].title)
     layers = [
         empty,
-        filled.encode(x, y, color_of(look.architectures, legend=False), x2="high", tooltip=about),
+        filled.encode(x, y, color_of(look), x2="high", tooltip=about),
         counts.mark_text(fontSize=11, fontWeight=600, color="#111").encode(
             inside, y, text=alt.Text(field="count", type="quantitative"), tooltip=about
         ),
@@ -159,7 +148,7 @@ def coverage(look: Look, *, ticks: Sequence[float]) -> alt.LayerChart:
 
 def course(look: Look, architecture: str, *, last_step: int, l0_range: tuple[float, float], peak_lr: float) -> alt.LayerChart:
     """Returns one architecture's L0 over training, a line per run, resampling as dashed lines, the learning rate as an area."""
-    mine = f"datum.architecture === '{architecture}'"
+    mine = f"datum.architecture === {json.dumps(architecture)}"
     x = alt.X(
         field="step",
         type="quantitative",
@@ -185,7 +174,7 @@ def course(look: Look, architecture: str, *, last_step: int, l0_range: tuple[flo
     runs = lines.mark_line(strokeWidth=1.5).encode(
         x,
         y,
-        color_of(look.architectures, legend=False),
+        color_of(look),
         detail=[alt.Detail(field="run_id", type="nominal")],
         opacity=alt.Opacity(
             field="l1_coefficient", type="quantitative", legend=None, scale=alt.Scale(type="sqrt", range=[0.6, 1])
@@ -228,7 +217,7 @@ def chances(look: Look, *, ticks: Sequence[float]) -> alt.Chart:
             scale=alt.Scale(domain=[0, 1]),
             axis=alt.Axis(format=".0%"),
         ),
-        color_of(look.architectures, legend=look.paper),
+        color_of(look),
         tooltip=[
             alt.Tooltip(field="architecture", type="nominal"),
             alt.Tooltip(field="at", type="quantitative", title="L0", format=".3~g"),
@@ -248,7 +237,7 @@ def _bands(look: Look, x: str, y: str, x_scale: Scale, y_scale: Scale) -> alt.Ch
     low = y_axis(y, y_scale)
     area = _shown(look, "bands").transform_filter(f"datum.plane === '{x}|{y}'")
     renamed = area.transform_calculate(**{x: "datum.at", y: "datum.low"})
-    return renamed.mark_area(opacity=0.2).encode(xs, low, alt.Y2("high"), color_of(look.architectures, legend=False))
+    return renamed.mark_area(opacity=0.2).encode(xs, low, alt.Y2("high"), color_of(look))
 
 
 def _frontier(chart: alt.Chart, groups: list[str]) -> alt.Chart:

@@ -7,7 +7,7 @@ import vl_convert
 
 from prolu_tune.durable import replace_file
 from prolu_tune.report.build import VEGA_LITE, Report
-from prolu_tune.report.charts import Look
+from prolu_tune.report.theme import Look
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:

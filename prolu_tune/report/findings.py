@@ -150,6 +150,8 @@ def _mse_against_l1(planes: Planes) -> list[Part]:
 def _joins(plane: Plane, claim: str) -> Part:
     """Judges that a prolu_ste architecture is as good as the best in the quarter of the L1 range with the largest L1."""
     reach = plane.grid[np.isfinite(plane.estimate["relu+l1"])]
+    if len(reach) < 2:
+        return Part(claim, UNKNOWN, "relu+l1 has too few runs to span a range of L1.")
     end = (plane.grid >= reach[0] ** 0.25 * reach[-1] ** 0.75) & (plane.grid <= reach[-1])
     where = f"the last quarter of the range of relu+l1 (L1 {number(plane.grid[end][0])} to {number(reach[-1])})"
     shares: dict[str, float] = {}

@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prolu_tune.config.names import split_architecture
 from prolu_tune.report import charts
-from prolu_tune.report.axes import CHOICES, LINEAR, in_order, log_ticks, measured, scale_of
-from prolu_tune.report.charts import Look
+from prolu_tune.report.axes import CHOICES, LINEAR, Scale, in_order, log_ticks, measured, scale_of
 from prolu_tune.report.collect import SweepData
 from prolu_tune.report.curves import Planes
 from prolu_tune.report.findings import BIAS_RANGE
+from prolu_tune.report.theme import Look
 from prolu_tune.screen.words import number
 from prolu_tune.search.coverage import bin_counts
 
@@ -137,23 +136,29 @@ def datasets(data: SweepData, planes: Planes) -> dict[str, list[Row]]:
 
 def _main(rows: Sequence[Row]) -> Plot:
     x, y = "l0", "ce_degradation"
-    scales = {"x_scale": scale_of(rows, x), "y_scale": scale_of(rows, y)}
+    x_scale, y_scale = scale_of(rows, x), scale_of(rows, y)
     return Plot(
         "ce_degradation-l0",
         "main",
         "CE degradation against L0",
         "A point is a run, a line the frontier of an architecture, the broad pale line the frontier of all that are shown.",
-        lambda look: charts.plane(look, charts.X_FIELD, charts.Y_FIELD, extra=("l0", "ce_degradation"), **scales),
+        lambda look: charts.plane(
+            look, charts.X_FIELD, charts.Y_FIELD, extra=("l0", "ce_degradation"), x_scale=x_scale, y_scale=y_scale
+        ),
         wide=True,
-        paper=lambda look: charts.plane(look, x, y, **scales),
+        paper=lambda look: charts.plane(look, x, y, x_scale=x_scale, y_scale=y_scale),
     )
 
 
 def _frontier_plot(rows: Sequence[Row], x: str, y: str, section: Section, words: str) -> Plot:
-    scales = {"x_scale": scale_of(rows, x), "y_scale": scale_of(rows, y)}
+    x_scale, y_scale = scale_of(rows, x), scale_of(rows, y)
     title = f"{'MSE' if y == 'mse' else y} against {'L1' if x == 'l1' else 'sqrt L1'}"
     return Plot(
-        f"{y}-{x}", section, title, words, lambda look: charts.plane(look, x, y, extra=("l0", "ce_degradation"), **scales)
+        f"{y}-{x}",
+        section,
+        title,
+        words,
+        lambda look: charts.plane(look, x, y, extra=("l0", "ce_degradation"), x_scale=x_scale, y_scale=y_scale),
     )
 
 
@@ -168,6 +173,7 @@ def _relations(rows: Sequence[Row], has: set[str]) -> list[Plot]:
 
 def _relation(rows: Sequence[Row], x: str, y: str) -> Callable[[Look], Any]:
     x_scale, y_scale = scale_of(rows, x), scale_of(rows, y) if y in ("l1", "l0") else LINEAR
+    y_scale = Scale("linear", floor=0.0) if y == "frac_dead" else y_scale
     interest = BIAS_RANGE if y == "frac_negative_bias" else None
     return lambda look: charts.relation(look, x, y, x_scale=x_scale, y_scale=y_scale, range_of_interest=interest)
 
@@ -254,4 +260,4 @@ def _rounded(row: Row) -> Row:
 
 def penalties(architectures: Sequence[str]) -> dict[str, str]:
     """Returns the penalty of each architecture, for the dashes in the legend."""
-    return {name: split_architecture(name)[1] for name in architectures}
+    return {name: name.partition("+")[2] for name in architectures}

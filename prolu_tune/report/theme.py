@@ -1,6 +1,7 @@
 """How every plot looks, on the page and on paper: one configuration, one scale of colours and shapes, one tooltip."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -41,23 +42,34 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def color_of(architectures: Sequence[str], *, legend: bool) -> alt.Color:
+@dataclass(frozen=True)
+class Look:
+    """What a chart has to know about where it is shown and what it shows."""
+
+    architectures: Sequence[str]
+    paper: bool = False
+    """On paper: a legend, no parameter, a fixed width."""
+    seeds: bool = False
+    """Several seeds per setting: bands."""
+
+
+def color_of(look: Look) -> alt.Color:
     """Returns the colour channel; architectures have their colour whatever else is on the plot."""
     return alt.Color(
         field="architecture",
         type="nominal",
-        scale=alt.Scale(domain=list(architectures), range=[color(name) for name in architectures]),
-        legend=alt.Legend(title=None, orient="bottom", columns=3) if legend else None,
+        scale=alt.Scale(domain=list(look.architectures), range=[color(name) for name in look.architectures]),
+        legend=alt.Legend(title=None, orient="bottom", columns=3) if look.paper else None,
     )
 
 
-def shape_of(architectures: Sequence[str], *, legend: bool) -> alt.Shape:
+def shape_of(look: Look) -> alt.Shape:
     """Returns the shape channel, so that colour is never alone."""
     return alt.Shape(
         field="architecture",
         type="nominal",
-        scale=alt.Scale(domain=list(architectures), range=[shape(name) for name in architectures]),
-        legend=alt.Legend(title=None, orient="bottom", columns=3) if legend else None,
+        scale=alt.Scale(domain=list(look.architectures), range=[shape(name) for name in look.architectures]),
+        legend=alt.Legend(title=None, orient="bottom", columns=3) if look.paper else None,
     )
 
 
@@ -89,6 +101,8 @@ def tooltip(*keys: str) -> list[alt.Tooltip]:
 def _scale(scale: Scale) -> alt.Scale:
     if scale.kind == "log":
         return alt.Scale(type="log", nice=False, padding=12)
+    if scale.floor is not None:
+        return alt.Scale(type="linear", domainMin=scale.floor)
     return alt.Scale(type="linear", zero=False, padding=12)
 
 

@@ -76,32 +76,29 @@ class CourseModel:
             if len(seen):
                 design = self._features(logs[seen], index)
                 falls = design[:, 1] + self.target.log_middle - ends[seen]
-                groups = [self._finished[row].group for row in seen]
-                variance, offsets = fit.variance, {}
+                numbers: dict[Group, int] = {}
+                codes = np.array([numbers.setdefault(self._finished[row].group, len(numbers)) for row in seen])
+                variance, shift, shift_variance = fit.variance, np.zeros(0), np.zeros(0)
                 coefficients, covariance = fit.coefficients, fit.covariance
                 for _ in range(3):
                     covariance = np.linalg.inv(precision + design.T @ design / variance)
                     coefficients = covariance @ (precision @ prior_mean + design.T @ falls / variance)
                     leverage = np.einsum("ij,jk,ik->i", design, covariance, design) / variance
                     residual = (falls - design @ coefficients) / np.maximum(1 - leverage, 0.2)
-                    offsets, within = self._group_offsets(residual, groups, variance)
+                    shift, shift_variance = self._group_offsets(residual, codes, variance)
+                    within = residual - shift[codes]
                     variance = (2 * _SCALE[point] ** 2 + float((within**2).sum())) / (2 + len(seen)) + 1e-6
+                offsets = {group: (float(shift[code]), float(shift_variance[code])) for group, code in numbers.items()}
                 fit = _Fit(coefficients, covariance, variance, offsets)
         self._fits[index] = fit
         return fit
 
     @staticmethod
-    def _group_offsets(
-        residual: np.ndarray, groups: Sequence[Group], variance: float
-    ) -> tuple[dict[Group, tuple[float, float]], np.ndarray]:
-        """Shrunk mean residual of each group with its variance, and the residuals without it."""
-        offsets, within = {}, residual.copy()
-        for group in dict.fromkeys(groups):
-            members = np.array([other == group for other in groups])
-            weight = members.sum() / (members.sum() + variance / _GROUP_SD**2)
-            offsets[group] = (float(weight * residual[members].mean()), _GROUP_SD**2 * (1 - weight))
-            within[members] = residual[members] - offsets[group][0]
-        return offsets, within
+    def _group_offsets(residual: np.ndarray, codes: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
+        """Shrunk mean residual of each group and the variance of it, (groups,) each."""
+        sizes = np.bincount(codes)
+        weight = sizes / (sizes + variance / _GROUP_SD**2)
+        return weight * np.bincount(codes, weights=residual) / sizes, _GROUP_SD**2 * (1 - weight)
 
     def predict(self, group: Group, logs: np.ndarray, fraction: float) -> tuple[float, float] | None:
         """Mean and standard deviation of the final log L0 of a trial seen up to `fraction`.
@@ -117,8 +114,28 @@ class CourseModel:
         index = decision_index(fraction)
         if index is None or math.isnan(logs[0, index]):
             return None
+        mean, sd = self._predict([group], logs[None], index)
+        return float(mean[0]), float(sd[0])
+
+    def predict_stopped(self, records: Sequence[TrialRecord]) -> dict[int, tuple[float, float]]:
+        """By trial number, what `predict` says of every stopped trial that passed a decision fraction."""
+        batches: dict[int, list[TrialRecord]] = {}
+        for record in records:
+            index = decision_index(record.fraction) if record.outcome == "stopped" else None
+            if index is not None and not math.isnan(record.milestones[0, index]):
+                batches.setdefault(index, []).append(record)
+        told = {}
+        for index, batch in batches.items():
+            logs = np.array([record.milestones for record in batch])
+            means, sds = self._predict([record.group for record in batch], logs, index)
+            told.update(zip((record.number for record in batch), zip(means.tolist(), sds.tolist(), strict=True), strict=True))
+        return told
+
+    def _predict(self, groups: Sequence[Group], logs: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, (n,) each, of the final log L0 of trials with milestones (n, 2, 6)."""
         fit = self._fit(index)
         features = self._features(logs, index)
-        offset, offset_variance = fit.offsets.get(group, (0.0, _GROUP_SD**2))
-        mean = float(features[1]) + self.target.log_middle - float(features @ fit.coefficients) - offset
-        return mean, math.sqrt(float(features @ fit.covariance @ features) + fit.variance + offset_variance)
+        offset = np.array([fit.offsets.get(group, (0.0, _GROUP_SD**2)) for group in groups])
+        mean = features[:, 1] + self.target.log_middle - features @ fit.coefficients - offset[:, 0]
+        spread = np.einsum("ij,jk,ik->i", features, fit.covariance, features) + fit.variance + offset[:, 1]
+        return mean, np.sqrt(spread)

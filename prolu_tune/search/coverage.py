@@ -42,11 +42,11 @@ class CoverageTarget:
         """The middle of each bin as log L0, ascending."""
         return (self.log_edges[1:] + self.log_edges[:-1]) / 2
 
-    @property
+    @cached_property
     def log_low(self) -> float:
         return math.log(self.low)
 
-    @property
+    @cached_property
     def log_high(self) -> float:
         return math.log(self.high)
 
@@ -54,7 +54,7 @@ class CoverageTarget:
     def log_middle(self) -> float:
         return (self.log_low + self.log_high) / 2
 
-    @property
+    @cached_property
     def bin_width(self) -> float:
         """Width of a bin in log L0."""
         return (self.log_high - self.log_low) / self.bins

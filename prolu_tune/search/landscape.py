@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -87,22 +88,28 @@ class Landscape:
         """Log L0 of the finished trials of a group, and of the stopped ones as their courses foretell it."""
         if group not in self._observations:
             seen = []
+            floor, ceiling = clipped_log(0.0, self.target), clipped_log(math.inf, self.target)
             for record in self.records[group]:
                 point: tuple[float, float] | None = None
                 if record.outcome == "finished" and record.l0 is not None:
                     point = clipped_log(record.l0, self.target), 0.0
                 elif record.outcome == "stopped":
-                    point = self.courses.predict(group, record.milestones, record.fraction)
+                    point = self._foretold.get(record.number)
                     if point is None and record.predicted_l0 is not None:
                         point = clipped_log(record.predicted_l0, self.target), 0.4
                 if point is not None:
-                    y = min(max(point[0], clipped_log(0.0, self.target)), clipped_log(math.inf, self.target))
+                    y = min(max(point[0], floor), ceiling)
                     # Far outside, how far is not the question: that it is outside is sure enough to bound the curve.
                     beyond = max(self.target.log_low - y, y - self.target.log_high, 0.0)
                     sd = min(point[1], 0.25 + 0.4 * beyond) if beyond > 1 else point[1]
                     seen.append(Observation(record.log_coefficient, y, sd, record.number))
             self._observations[group] = seen
         return self._observations[group]
+
+    @cached_property
+    def _foretold(self) -> dict[int, tuple[float, float]]:
+        """Where the stopped trials of all groups were going to land, by number."""
+        return self.courses.predict_stopped([record for records in self.records.values() for record in records])
 
     def _summary(self, group: Group) -> tuple[float, float, float | None] | None:
         """Crossing of the middle of the target relative to the middle of the range, its sd, and the slope if known."""
@@ -186,11 +193,9 @@ class Landscape:
             found = {}
             if self.records[group]:
                 empty = np.flatnonzero(self.counts(group) == 0)
-                best = self.chances(group)[1].max(axis=0)
+                best = partial(self._best_chance, group)
                 verdicts = (
-                    verdict(
-                        self.response(group), self.brackets(group)[index], int(index), self.records[group], float(best[index])
-                    )
+                    verdict(self.response(group), self.brackets(group)[index], int(index), self.records[group], best)
                     for index in empty
                 )
                 found = {gone.bin: gone for gone in verdicts if gone is not None}
@@ -231,6 +236,9 @@ class Landscape:
             xs = self.candidates(group)
             self._chances[group] = xs, self.response(group).probabilities(xs)
         return self._chances[group]
+
+    def _best_chance(self, group: Group, index: int) -> float:
+        return float(self.chances(group)[1][:, index].max())
 
     def survival(self, group: Group, xs: np.ndarray) -> np.ndarray:
         """Probability that a training at each of `xs` neither diverges nor fails, from what happened nearby."""

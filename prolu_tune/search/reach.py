@@ -1,7 +1,7 @@
 """Which bins no coefficient leads to: saturation, cliffs, collapse and divergence, with the trials that show it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -92,7 +92,7 @@ def tight_bracket(response: Response, index: int) -> Bracket | None:
 
 
 def verdict(
-    response: Response, bracket: Bracket, index: int, records: Sequence[TrialRecord], best_chance: float
+    response: Response, bracket: Bracket, index: int, records: Sequence[TrialRecord], best_chance: Callable[[int], float]
 ) -> Unreachable | None:
     """Why an empty bin is given up, or None while it is worth seeking.
 
@@ -101,7 +101,7 @@ def verdict(
         bracket: the sure bracket of the bin.
         index: the bin.
         records: the ended trials of the group.
-        best_chance: highest probability, over all coefficients, of a trial to land in the bin.
+        best_chance: gives the highest probability, over all coefficients, of a trial to land in a bin.
     """
     low_l0, high_l0 = response.target.bounds_of(index)
     name = f"L0 {low_l0:.3g} to {high_l0:.3g}"
@@ -128,7 +128,7 @@ def verdict(
     if len(lost) >= (3 if response.located else 6) and len(lost) == len(inside):
         return Unreachable(index, f"{name}: every training between {left} and {right} diverged or failed", lost)
     tried = tuple(record.number for record in inside if record.outcome not in LOST)
-    if len(tried) >= (ENOUGH_TRIES if best_chance < HALF_HEARTED else 2 * ENOUGH_TRIES):
+    if len(tried) >= 2 * ENOUGH_TRIES or (len(tried) >= ENOUGH_TRIES and best_chance(index) < HALF_HEARTED):
         return Unreachable(index, f"{name}: {len(tried)} trainings between {left} and {right} missed it", tried)
     return None
 

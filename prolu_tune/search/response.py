@@ -154,7 +154,7 @@ class Response:
 
     def _newest(self, stretch: np.ndarray) -> np.ndarray:
         """At most a few observations a bin, the surest and newest, so that a fit stays quick."""
-        per_bin = max(1, min(4, 56 // self.target.bins))
+        per_bin = max(1, min(2, 48 // self.target.bins))
         if len(stretch) <= 24:
             return stretch
         places = np.floor((self.y[stretch] - self.target.log_low) / self.target.bin_width).astype(int)

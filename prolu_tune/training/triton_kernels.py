@@ -7,8 +7,8 @@ out, which Triton's interpreter cannot see through.
 
 from typing import no_type_check
 
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]  # there on GPU machines only
+import triton.language as tl  # pyright: ignore[reportMissingImports]  # likewise
 
 RELU = tl.constexpr(0)
 PROLU_RELU = tl.constexpr(1)

@@ -19,18 +19,22 @@ A latent that fires on most tokens is one program's work and can be the last to 
 """
 
 import math
+from typing import Any
 
 import torch
-import triton
+import triton  # pyright: ignore[reportMissingImports]  # there on GPU machines only
 from jaxtyping import Float
 from torch import Tensor
 
 from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.sae.penalties import penalty
-from prolu_tune.training import triton_kernels as kernels
+from prolu_tune.training import triton_kernels
 from prolu_tune.training.choice import CUDA
 from prolu_tune.training.optimizer import Adam
 from prolu_tune.training.step import StepStats, dense_gradients
+
+# What Triton's decorators make of a function is opaque to type checkers.
+kernels: Any = triton_kernels
 
 # Launch shapes are part of the numerics: fixed, never tuned by time.
 _SCAN = {"BLOCK": 1024, "num_warps": 4}

@@ -250,6 +250,7 @@ def study_of_two_thousand(sampler):
     return study
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_seeds", "bins"), [(3, 16), (60, 16)])
 def test_suggest_is_quick_with_two_thousand_trials_in_the_study(num_seeds, bins):
     sampler = make_sampler(bins=bins, factors={"seed": tuple(range(num_seeds))})

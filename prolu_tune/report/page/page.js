@@ -62,6 +62,8 @@
     for (const [key, value] of Object.entries(node)) {
       if (key === "scale" && kinds[channel]) {
         copy[key] = kinds[channel].log ? { type: "log", nice: false, padding: 12 } : { type: "linear", zero: false, padding: 12 };
+      } else if (key === "tooltip" && Array.isArray(value)) {
+        copy[key] = value.filter((line, index) => value.findIndex((other) => other.field === line.field) === index);
       } else if (key === "axis" && kinds[channel]) {
         const { values, ...rest } = value;
         copy[key] = kinds[channel].log ? { ...rest, values: kinds[channel].ticks } : rest;
@@ -80,9 +82,12 @@
       if (!keepScales) logs[side].checked = positive && span.high / span.low >= DATA.log_span;
       kinds[side] = { log: logs[side].checked && positive, ticks: positive ? logTicks(span) : [] };
     }
-    let text = JSON.stringify(template);
+    const banded = DATA.banded.includes(`${chosen.x.value}|${chosen.y.value}`);
+    const layers = template.layer.filter((layer) => banded || !(layer.data && layer.data.name === "bands"));
+    let text = JSON.stringify({ ...template, layer: layers });
     for (const side of ["x", "y"]) {
-      text = text.replaceAll(`${side}_field__`, chosen[side].value).replaceAll(`${side}_title__`, axis[side].title).replaceAll(`${side}_sign__`, axis[side].larger ? "-1" : "1");
+      text = text.replaceAll(`${side}_field__`, chosen[side].value).replaceAll(`${side}_title__`, axis[side].title)
+        .replaceAll(`${side}_short__`, axis[side].short).replaceAll(`${side}_sign__`, axis[side].larger ? "-1" : "1");
     }
     await draw(figure, setScales(JSON.parse(text), kinds, null));
     document.getElementById("main-title").textContent = `${axis.y.short} against ${axis.x.short}`;
@@ -127,8 +132,13 @@
         continue;
       }
       await drawMain(figure, spec, false);
-      for (const control of Object.values(chosen)) control.addEventListener("change", () => drawMain(figure, spec, false));
-      for (const control of Object.values(logs)) control.addEventListener("change", () => drawMain(figure, spec, true));
+      // One drawing after the other: a reader may be quicker than a plot.
+      let drawing = Promise.resolve();
+      const redraw = (keepScales) => () => {
+        drawing = drawing.then(() => drawMain(figure, spec, keepScales));
+      };
+      for (const control of Object.values(chosen)) control.addEventListener("change", redraw(false));
+      for (const control of Object.values(logs)) control.addEventListener("change", redraw(true));
     }
     document.documentElement.dataset.ready = "true";
   }
