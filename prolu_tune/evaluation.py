@@ -24,7 +24,7 @@ from prolu_tune.sae.model import SparseAutoencoder
 BASELINE_FORMAT = 2
 BOS_KEPT_SHARE = 8
 """One in so many rows is also measured with BOS kept: that takes one more pass of the language model, for comparison only."""
-MIN_BOS_KEPT_ROWS = 32
+MIN_BOS_KEPT_ROWS = 16
 CACHE_PART_TOKENS = 2**16
 """Held-out tokens whose activations share a cache file."""
 

@@ -16,7 +16,7 @@ from prolu_tune.evaluation import EvaluationData, evaluate_sae, evaluate_saes, m
 from prolu_tune.sae.model import SparseAutoencoder
 
 pytest_plugins = ("tiny_language_models",)
-NUM_ROWS = 20
+NUM_ROWS = 16
 
 Make = Callable[..., ActivationConfig]
 DataOf = Callable[..., EvaluationData]

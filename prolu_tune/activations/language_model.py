@@ -1,11 +1,9 @@
 """A language model that gives the activations of one hook, and its losses when they are replaced.
 
-Everything goes through TransformerLens's hook points. Two findings shape the code (transformer-lens 3.9 and 4.3):
-
-- In compatibility mode a hook added under an alias such as `blocks.6.hook_resid_pre` is called twice, once per name,
-  the second time on what the first returned. A replacement must be added under the hook point's own name.
-- The cheapest way to a hook is an exception out of it: nothing after it runs, whatever the hook. `stop_at_layer=L+1`
-  costs one layer more.
+Everything goes through TransformerLens's hook points (tried with 3.9 and 4.3). The cheapest way to a hook is an
+exception out of it: nothing after it runs, whatever the hook; `stop_at_layer=L+1` costs one layer more. Hooks are added
+under the hook point's own name (`blocks.6.hook_in`), not the alias (`blocks.6.hook_resid_pre`): TransformerLens can
+call a hook once per name, and a replacement must not be applied to its own result.
 """
 
 import contextlib

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import vl_convert
@@ -98,7 +99,9 @@ def _numbers(data: SweepData, planes: Planes) -> dict[str, Any]:
 def _words(data: SweepData, planes: Planes) -> dict[str, Any]:
     """Returns title, tiles and notes for the template."""
     settings = data.settings
-    model, hook = settings.get("activations.model", "?"), settings.get("activations.hook_name", "?")
+    named, hook = Path(settings.get("activations.model", "?")), settings.get("activations.hook_name", "?")
+    # A folder's path is long, and stands in the configuration below.
+    model = named.name if named.is_absolute() else str(named)
     tokens = [row["tokens"] for row in data.finished if row["tokens"]]
     each = count(max(tokens)) if tokens else "?"
     return {

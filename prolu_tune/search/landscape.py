@@ -75,6 +75,7 @@ class Landscape:
         self._summaries: dict[Group, tuple[float, float, float | None] | None] = {}
         self._brackets: dict[Group, list[Bracket]] = {}
         self._chances: dict[Group, tuple[np.ndarray, np.ndarray]] = {}
+        self._idles: dict[Group, tuple[int, ...]] = {}
         self._open: dict[Group, np.ndarray] = {}
         self._unreachable: dict[Group, dict[int, Unreachable]] = {}
 
@@ -181,8 +182,11 @@ class Landscape:
     def open_bins(self, group: Group) -> np.ndarray:
         """Indices of the bins that still want a trial: empty and not unreachable, then those short of repeats."""
         if group not in self._open:
-            counts, gone = self.counts(group), self.unreachable(group)
-            wanted = np.array([index not in gone for index in range(self.target.bins)], dtype=bool)
+            counts = self.counts(group)
+            if len(self._idle(group)) >= IDLE:
+                wanted = counts > 0  # what `unreachable` would say, without the reasons
+            else:
+                wanted = ~np.isin(np.arange(self.target.bins), list(self.unreachable(group)))
             level = int(counts[wanted].min()) if wanted.any() else 0
             self._open[group] = np.flatnonzero(wanted & (counts == level) & (level <= self.repeats))
         return self._open[group]
@@ -199,12 +203,17 @@ class Landscape:
                     for index in empty
                 )
                 found = {gone.bin: gone for gone in verdicts if gone is not None}
-                idle = idle_trials(self.records[group], self.target, self.repeats)
+                idle = self._idle(group)
                 if len(idle) >= IDLE:
                     reason = f"the last {len(idle)} trainings filled no bin"
                     found = {int(index): Unreachable(int(index), reason, idle[-IDLE:]) for index in empty} | found
             self._unreachable[group] = found
         return self._unreachable[group]
+
+    def _idle(self, group: Group) -> tuple[int, ...]:
+        if group not in self._idles:
+            self._idles[group] = idle_trials(self.records[group], self.target, self.repeats)
+        return self._idles[group]
 
     def brackets(self, group: Group) -> list[Bracket]:
         """For each bin the stretch of log coefficient where it can still lie."""

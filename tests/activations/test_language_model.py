@@ -98,7 +98,7 @@ def test_a_replacement_sees_the_hook_once_and_the_model_goes_on_with_it(gpt2: La
         return 2 * x
 
     got = gpt2.losses(tokens, double)
-    assert len(seen) == 1  # under an alias TransformerLens would call it twice and double twice
+    assert len(seen) == 1
     assert torch.equal(seen[0], gpt2.activations(tokens))
     block = gpt2.bridge.blocks[1]
     handle = block.register_forward_pre_hook(lambda _, args, kwargs: ((2 * args[0], *args[1:]), kwargs), with_kwargs=True)

@@ -154,7 +154,11 @@ def test_nothing_heavy_is_imported_for_help_and_plan(tmp_path: Path, arguments: 
 def test_interrupting_exits_130_without_a_traceback(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
-    process = subprocess.Popen(spawn("plan", str(pipe)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A test run in the background inherits an ignored SIGINT; the command is to see what a terminal gives it.
+    with_signal = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(
+        spawn("plan", str(pipe)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **with_signal
+    )
     with pipe.open("w"):  # opens when the command has: from here on it waits for text
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
