@@ -46,4 +46,4 @@ layers: $(STAMP)  ## check that imports point downwards only
 
 bench: $(STAMP)  ## measure speed (minutes)
 	@$(BIN)/python -m prolu_tune.bench step
-	@$(BIN)/python -m prolu_tune.bench search
+	@$(BIN)/python -m prolu_tune.bench search --problems 8

@@ -108,7 +108,7 @@ class NodeServer:
                     cache_dir=Path(self._settings.cache_dir),
                     device=self._settings.device,
                     progress=self._tokenising,
-                    say=self._note,
+                    say=self.note,
                 )
             return self._source
 
@@ -128,7 +128,8 @@ class NodeServer:
                 self._baseline = measure_baseline(self._data, progress=self._measuring)
             return self._data, self._baseline
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Keeps what a person should know until the driver asks for `state`; trials of this node use it too."""
         self._notes.append(text)
 
     def _tokenising(self, done: int, total: int) -> None:

@@ -114,7 +114,7 @@ def _run(assignment: dict[str, Any], settings: WorkerSettings, folder: Path) -> 
     node = node_actor(settings)
     layout = ask(node, "describe")
     plan = plan_trial(config, d_in=layout.d_in)
-    stream = ActivationStream(layout, lambda chunk: ask(node, "ensure_chunk", chunk))
+    stream = ActivationStream(layout, lambda chunk: ask(node, "ensure_chunk", chunk), say=lambda text: ask(node, "note", text))
     batch_size, num_tokens = config.training.batch_size, config.training.batch_size * plan.num_batches
 
     def batches(first_token: int) -> Iterator[Any]:
