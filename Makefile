@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help quickstart test check format lint types layers bench setup
+.PHONY: help quickstart test test-exports check format lint types layers bench setup
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,12 @@ quickstart: $(STAMP)  ## a whole sweep on the bundled language model: 18 autoenc
 
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS)
+
+test-exports: $(STAMP)  ## exported folders against the real SAELens and dictionary_learning, in an environment of their own (2 GB)
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	@.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps -r peers.lock
+	@$(BIN)/python -m pytest tests/export
 
 check: $(STAMP) lint types layers test  ## all that decides whether work lands: format, lint, types, layers, tests
 
