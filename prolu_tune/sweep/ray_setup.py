@@ -44,6 +44,8 @@ def start_ray(address: str | None, *, token_folder: Path, trial_gpus: float) -> 
     """
     os.environ.update(QUIET_ENVIRONMENT)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # Tune logs a lost worker as an error; our callback says it in a line of its own.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if address is None:
         _use_token(token_folder)
     import ray

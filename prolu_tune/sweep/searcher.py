@@ -4,7 +4,7 @@ Tune pickles both into its snapshots. Nothing of them is ever read back, so they
 their driver in `_DRIVERS`.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 from ray.tune import Callback
 from ray.tune.search import Searcher
@@ -48,8 +48,6 @@ class StudySearcher(Searcher):
 
 class DriverCallback(Callback):
     """Tells the driver what happens to trials."""
-
-    ENDED: ClassVar[str] = "result"
 
     def __init__(self, name: str) -> None:
         self._name = name
