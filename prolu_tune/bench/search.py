@@ -1,6 +1,6 @@
 """What a coverage sweep costs on simulated architectures, and how many trials other searches need for the same.
 
-python -m prolu_tune.bench.search [--problems 50]
+python -m prolu_tune.bench search [--problems 50] [--seed-offset 0] [--modes 2] [--baseline-problems 50]
 """
 
 import argparse
@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -177,7 +178,7 @@ def landings(problem: Problem, seed: int, make: Callable[[np.random.Generator], 
             yield name, TARGET.bin_of(l0)
 
 
-def trials_needed(problem: Problem, seed: int, make: Callable[[np.random.Generator], Suggest], ours: Ours) -> int:
+def trials_needed(problem: Problem, seed: int, ours: Ours, make: Callable[[np.random.Generator], Suggest]) -> int:
     """Trials of a baseline until it has filled as many reachable bins as we did; at most `GIVE_UP` times ours."""
     reachable = {name: problem.reachable(name, TARGET) for name in problem.architectures}
     filled: set[tuple[str, int]] = set()
@@ -207,52 +208,67 @@ def grid_needed(problem: Problem, seed: int, ours: Ours) -> int:
     return GIVE_UP * ours.trials
 
 
+MODES: dict[str, tuple[int, int | None]] = {
+    "one at a time, window 8": (1, 8),
+    "6 at once, window 8": (6, 8),
+    "one at a time, window 1": (1, 1),
+    "one at a time, window 4": (1, 4),
+    "one at a time, window 16": (1, 16),
+    "6 at once, everything read": (6, None),
+}
+"""Trainings at once, and the window; with a window every number of slots up to it gives the same list."""
+
+
 def main(argv: list[str] | None = None) -> None:
     """Prints both tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=50, help="simulated problems of six architectures (default 50)")
-    num_problems = parser.parse_args(argv).problems
+    parser.add_argument(
+        "--seed-offset", type=int, default=0, help="seed of the first problem; others give fresh ones (default 0)"
+    )
+    parser.add_argument("--modes", type=int, default=2, help=f"how many rows of the first table, 1 to {len(MODES)} (default 2)")
+    parser.add_argument("--baseline-problems", type=int, help="problems for the other searches, 0 for none (default: all)")
+    options = parser.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    problems = [make_problem(seed) for seed in range(num_problems)]
-    modes = {
-        "one at a time, window 8": (1, 8),
-        "6 at once, window 8": (6, 8),
-        "one at a time, everything read": (1, None),
-        "6 at once, everything read": (6, None),
-    }
-    print(f"{num_problems} problems of 6 architectures, 16 bins of L0 5 to 200, medians (means)\n")
+    seeds = range(options.seed_offset, options.seed_offset + options.problems)
+    problems = {seed: make_problem(seed) for seed in seeds}
+    print(f"{len(problems)} problems of 6 architectures from seed {options.seed_offset}, 16 bins of L0 5 to 200: medians\n")
     print("| coverage sweep | cost per reachable bin | per bin | reachable filled | trials | ms | wrong stops | lost a bin |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    reference: list[Ours] = []
-    for name, (max_concurrent, window) in modes.items():
-        runs = [measure(problem, seed, max_concurrent=max_concurrent, window=window) for seed, problem in enumerate(problems)]
+    reference: dict[int, Ours] = {}
+    for name, (max_concurrent, window) in list(MODES.items())[: options.modes]:
+        runs = {
+            seed: measure(problem, seed, max_concurrent=max_concurrent, window=window) for seed, problem in problems.items()
+        }
         reference = reference or runs
-        cost, share = [run.cost / run.hits for run in runs], [run.hits / run.reachable for run in runs]
-        print(
-            f"| {name} | {statistics.median(cost):.3f} ({statistics.mean(cost):.3f}) "
-            f"| {statistics.median(run.cost / run.filled for run in runs):.3f} "
-            f"| {statistics.median(share):.1%} ({statistics.mean(share):.1%}) "
-            f"| {statistics.median(run.trials for run in runs):.0f} | {statistics.mean(run.ms_per_trial for run in runs):.0f} "
-            f"| {statistics.mean(run.wrong_stops for run in runs):.1%} "
-            f"| {statistics.mean(run.lost_stops for run in runs):.1%} |",
-            flush=True,
-        )
-    print("\n| other search | its trials over our trials, for the same bins | its trainings over our cost | gave up |")
-    print("| --- | --- | --- | --- |")
-    needed = {
-        "grid": [grid_needed(problem, seed, ours) for seed, (problem, ours) in enumerate(zip(problems, reference, strict=True))]
-    }
-    for name, make in SEARCHES.items():
-        pairs = enumerate(zip(problems, reference, strict=True))
-        needed[name] = [trials_needed(problem, seed, make, ours) for seed, (problem, ours) in pairs]
-    for name, counts in needed.items():
-        pairs = list(zip(counts, reference, strict=True))
+        print(_row(name, list(runs.values())), flush=True)
+    compared = list(seeds)[: options.baseline_problems]
+    if compared:
+        print(f"\n{len(compared)} of these problems:\n")
+        print("| other search | its trials over our trials, for the same bins | its trainings over our cost | gave up |")
+        print("| --- | --- | --- | --- |")
+    searches = {"grid": grid_needed} | {name: partial(trials_needed, make=make) for name, make in SEARCHES.items()}
+    for name, needed in searches.items() if compared else ():
+        pairs = [(needed(problems[seed], seed, ours=reference[seed]), reference[seed]) for seed in compared]
         gave_up = sum(count >= GIVE_UP * ours.trials for count, ours in pairs)
         print(
             f"| {name} | {statistics.median(count / ours.trials for count, ours in pairs):.1f} "
             f"| {statistics.median(count / ours.cost for count, ours in pairs):.1f} | {gave_up} of {len(pairs)} |",
             flush=True,
         )
+
+
+def _row(name: str, runs: list[Ours]) -> str:
+    """A row of the first table."""
+    cost, share = [run.cost / run.hits for run in runs], [run.hits / run.reachable for run in runs]
+    return (
+        f"| {name} | {statistics.median(cost):.3f} ({statistics.mean(cost):.3f}) "
+        f"| {statistics.median(run.cost / run.filled for run in runs):.3f} "
+        f"| {statistics.median(share):.1%} ({statistics.mean(share):.1%}) "
+        f"| {statistics.median(run.trials for run in runs):.0f} | {statistics.mean(run.ms_per_trial for run in runs):.0f} "
+        f"| {statistics.mean(run.wrong_stops for run in runs):.1%} "
+        f"| {statistics.mean(run.lost_stops for run in runs):.1%} |"
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "prolu-tune plan search_spaces/exp3.yaml",
             "prolu-tune plan search_spaces/exp3.yaml --set training.num_tokens=4e7 -v",
-            "prolu-tune plan search_spaces/exp3.yaml --json",
+            "prolu-tune plan search_spaces/exp3.yaml --price-per-hour 2.50",
+            "prolu-tune plan search_spaces/adaptive.yaml --json",
             note="Environment: PROLU_STORAGE. Needs no weights: only the model's config.json, fetched where it is not known.",
         ),
     )(plan)
@@ -38,6 +39,15 @@ def plan(
     name: SweepName = None,
     settings: Settings = None,
     storage: Storage = DEFAULT_STORAGE,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price-per-hour",
+            metavar="USD",
+            min=0.0,
+            help="Price of an hour of one GPU, or of this machine where trials train on CPUs: adds what the sweep costs.",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Says where each value comes from.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -58,8 +68,11 @@ def plan(
             plan_trial(loaded.space.trial(variant, 1.0), d_in=d_in)
     machine = this_machine()
     costs = estimate(loaded.space, machine, shape=shape, d_in=d_in)
+    expected = _expected(loaded, machine, costs, shape, d_in)
     notes = [*_unchecked(loaded, shape, d_in), *_shortages(loaded, machine, costs, storage)]
     document = _document(loaded, machine, costs, d_in, notes)
+    document["expected"] = expected
+    document["price"] = _price(document, price)
     if verbose:
         document["values"] = origins(loaded)
     if as_json:
@@ -109,6 +122,47 @@ def _shortages(loaded: "LoadedSpace", machine: "Machine", costs: "Estimate", sto
                 f"up to {size(needed)} of disk are needed, {size(free)} are free under {storage}: "
                 "lower activations.cache_gb or give --storage"
             )
+
+
+def _expected(
+    loaded: "LoadedSpace", machine: "Machine", costs: "Estimate", shape: "ModelShape | None", d_in: int | None
+) -> Document | None:
+    """Returns what a coverage sweep comes to when simulated, each as low, middle, high; None for a grid, which is certain."""
+    if loaded.space.search.kind == "grid":
+        return None
+    from dataclasses import asdict
+
+    from prolu_tune.search.forecast import forecast
+    from prolu_tune.sweep.estimate import estimate
+
+    told = asdict(forecast(loaded.space, max_concurrent=costs.trials_at_once))
+    told["tokens"], told["wall_s"] = {}, {}
+    for end, cost in told["cost"].items():
+        # As a sweep of so many whole trainings; stopped trials are counted by the share that they train.
+        search = loaded.space.search.model_copy(update={"max_trials": max(1, round(cost))})
+        as_trained = estimate(loaded.space.model_copy(update={"search": search}), machine, shape=shape, d_in=d_in)
+        told["tokens"][end], told["wall_s"][end] = as_trained.tokens, as_trained.wall_s
+    return told
+
+
+def _price(document: Document, per_hour: float | None) -> Document | None:
+    """Returns hours and dollars: `most` if every trial trains to its end, for a coverage sweep also what is expected."""
+    if per_hour is None:
+        return None
+    on_gpus = document["device"] == "cuda"
+    units = max(1, document["machine"]["num_gpus"]) if on_gpus else 1
+
+    def priced(seconds: float | None) -> Document | None:
+        return None if seconds is None else {"hours": seconds / 3600 * units, "usd": seconds / 3600 * units * per_hour}
+
+    expected = document["expected"]
+    return {
+        "usd_per_hour": per_hour,
+        "hour_of": "one GPU" if on_gpus else "this machine",
+        "step_time": "assumed: 100 TFLOP/s a GPU" if on_gpus else "estimated from a matrix product measured here just now",
+        "most": priced(document["estimate"]["wall_s"]),
+        "expected": expected and {end: priced(seconds) for end, seconds in expected["wall_s"].items()},
+    }
 
 
 def _document(loaded: "LoadedSpace", machine: "Machine", costs: "Estimate", d_in: int | None, notes: list[str]) -> Document:

@@ -34,13 +34,16 @@ def plan_lines(loaded: "LoadedSpace", document: Document) -> Iterator[str]:
     steps = f" = {first['steps']:,} steps of {config.training.batch_size:,}" if first else ""
     widths = f", d_in {first['d_in']:,}, d_sae {first['d_sae']:,}" if first and first["d_in"] and first["d_sae"] else ""
     at_once = f"{costs['trials_at_once']} at once on this machine"
+    all_trials = "all trials" if document["expected"] is None else "at most"
     for label, text in (
         ("each trial", f"{config.training.num_tokens:,} tokens{steps}{widths}"),
-        ("all trials", f"{costs['tokens']:,} tokens, {at_once}, on {space.device}"),
+        (all_trials, f"{costs['tokens']:,} tokens, {at_once}, on {space.device}"),
         ("model", f"reads {costs['stream_tokens']:,} tokens for training, {config.evaluation.num_tokens:,} for an evaluation"),
         ("memory", f"{size(costs['trial_memory_bytes'])} a trial, {size(costs['model_memory_bytes'])} for the language model"),
         ("disk", f"{size(costs['trial_disk_bytes'])} a trial, {size(costs['cache_bytes'])} for activations"),
         ("time", _time(costs, document["machine"], space.device)),
+        *_expected(document["expected"]),
+        *_price(document["price"]),
     ):
         yield f"{label:<12} {text}"
 
@@ -79,6 +82,45 @@ def _time(costs: Document, machine: Document, device: str) -> str:
         f"about {duration(seconds)}, an estimate: {costs['flop'] / 1e12:,.1f} TFLOP, "
         f"{machine['flops'] / 1e9:,.0f} GFLOP/s measured on {machine['num_cpus']} CPUs just now"
     )
+
+
+def _expected(told: Document | None) -> Iterator[tuple[str, str]]:
+    """Returns the lines of a simulated coverage sweep."""
+    if told is None:
+        return
+    trials, cost = _range(told["trials"], "{:.0f}"), _range(told["cost"], "{:.0f}")
+    filled = _range({end: 100 * share for end, share in told["filled"].items()}, "{:.0f}")
+    yield (
+        "expected",
+        (
+            f"{trials} trials, some stopped early, for the price of {cost} whole ones; {filled} % of the bins "
+            f"({told['sweeps']} sweeps simulated on curves that lead to every bin)"
+        ),
+    )
+    tokens, seconds = told["tokens"], told["wall_s"]
+    hours = "" if seconds["low"] is None else f", {duration(seconds['low'])} to {duration(seconds['high'])}"
+    yield "", f"{_range(tokens, '{:,.0f}')} tokens{hours}"
+
+
+def _range(told: Document, form: str) -> str:
+    low, high = form.format(told["low"]), form.format(told["high"])
+    return low if low == high else f"{low} to {high}"
+
+
+def _price(told: Document | None) -> Iterator[tuple[str, str]]:
+    """Returns the line of dollars."""
+    if told is None:
+        return
+    rate = f"at ${told['usd_per_hour']:,.2f} an hour of {told['hour_of']}"
+    if told["most"] is None:
+        yield "price", f"not known without the model's size, {rate}"
+        return
+    most = f"${told['most']['usd']:,.2f} ({told['most']['hours']:,.2f} hours)"
+    if told["expected"] is None:
+        yield "price", f"about {most} {rate}; step time {told['step_time']}"
+        return
+    low, high = told["expected"]["low"], told["expected"]["high"]
+    yield "price", f"${low['usd']:,.2f} to ${high['usd']:,.2f} {rate}, at most {most}; step time {told['step_time']}"
 
 
 def size(number: float | None) -> str:

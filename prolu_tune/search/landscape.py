@@ -3,20 +3,25 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
 from prolu_tune.search.courses import CourseModel, decision_index
 from prolu_tune.search.coverage import CoverageTarget, bin_counts
 from prolu_tune.search.reach import IDLE, Bracket, Unreachable, idle_trials, sure_brackets, verdict
 from prolu_tune.search.records import DECISION_FRACTIONS, Course, Group, PendingTrial, TrialRecord, milestones
-from prolu_tune.search.response import SURPRISE, USUAL_SLOPE, Observation, Response, ResponsePrior, clipped_log
+from prolu_tune.search.response import USUAL_SLOPE, Observation, Response, ResponsePrior, clipped_log
 
 WORTH_TRYING = 0.15  # a bin with a smaller chance than this at its best coefficient is probed or given up
-STOP_BELOW = 0.3  # chance of filling an open bin under which a running trial is stopped
+STOP_BELOW = 0.5  # chance of filling an open bin under which a running trial is not worth the whole of a training
+STOP_SHARE = 0.8  # of the chance that it was started with; a course that tells nothing stops no trial
+STOP_LEAST = 0.15  # unless there was hardly any
+CHECK_AFTER, CHECK_EVERY = 6, 4  # stops of a group in a row, after which one trial of so many checks them
+CHECK_ABOVE = 0.03  # chance of filling an open bin above which a trial may check
+_OTHERS = 24  # groups that a group learns from
+_JUMPS = 0.07  # chance that a curve has jumped away where it was not seen to
 _DIVERGENCE_PRIOR, _DIVERGENCE_WEIGHT = 0.06, 3.0
 
 
@@ -90,12 +95,13 @@ class Landscape:
         if group not in self._observations:
             seen = []
             floor, ceiling = clipped_log(0.0, self.target), clipped_log(math.inf, self.target)
+            foretold = self.courses.predict_stopped(self.records[group])
             for record in self.records[group]:
                 point: tuple[float, float] | None = None
                 if record.outcome == "finished" and record.l0 is not None:
                     point = clipped_log(record.l0, self.target), 0.0
                 elif record.outcome == "stopped":
-                    point = self._foretold.get(record.number)
+                    point = foretold.get(record.number)
                     if point is None and record.predicted_l0 is not None:
                         point = clipped_log(record.predicted_l0, self.target), 0.4
                 if point is not None:
@@ -106,11 +112,6 @@ class Landscape:
                     seen.append(Observation(record.log_coefficient, y, sd, record.number))
             self._observations[group] = seen
         return self._observations[group]
-
-    @cached_property
-    def _foretold(self) -> dict[int, tuple[float, float]]:
-        """Where the stopped trials of all groups were going to land, by number."""
-        return self.courses.predict_stopped([record for records in self.records.values() for record in records])
 
     def _summary(self, group: Group) -> tuple[float, float, float | None] | None:
         """Crossing of the middle of the target relative to the middle of the range, its sd, and the slope if known."""
@@ -145,7 +146,9 @@ class Landscape:
         """What the other groups tell about a group: shift and slope, with how far groups differ."""
         low, high = self.spans[group]
         blank = self._blank_prior(group)
-        others = [(other, self._summary(other)) for other in self.spans if other != group]
+        # Siblings first: those that share the architecture and differ in other factors.
+        nearest = sorted((other for other in self.spans if other != group), key=lambda other: other[0] != group[0])
+        others = [(other, self._summary(other)) for other in nearest[:_OTHERS]]
         known = [(other, summary) for other, summary in others if summary is not None]
         if not known:
             return blank
@@ -279,25 +282,43 @@ class Landscape:
         """Whether a trial of the group, seen up to `fraction`, is going to fill no open bin."""
         if fraction >= 1 - 1e-9:
             return Decision(False, float(course[-1][1]) if course else None, "the training is over")
-        seen = self.courses.predict(group, milestones(course), fraction)
-        if seen is None:
+        likelihood = self.courses.likelihood(group, milestones(course), fraction)
+        if likelihood is None:
             return Decision(False, None, "no decision fraction has been passed")
-        mean, sd = self._combine(group, log_coefficient, seen)
-        inside = np.diff(ndtr((self.target.log_edges - mean) / sd))
-        chance = float(((1 - self.covered(group, pending)) * inside)[self.open_bins(group)].sum())
+        wanted = np.zeros(self.target.bins)
+        wanted[self.open_bins(group)] = (1 - self.covered(group, pending))[self.open_bins(group)]
+        mean, sd, inside = self._landing(group, log_coefficient, likelihood)
+        _, _, before = self._landing(group, log_coefficient, np.ones_like(likelihood))
+        chance, needed = (
+            float(wanted @ inside),
+            min(STOP_BELOW * (1 - fraction), max(STOP_SHARE * float(wanted @ before), STOP_LEAST)),
+        )
         predicted = math.exp(mean)
         percent = 100 * DECISION_FRACTIONS[decision_index(fraction) or 0]
         told = f"at {percent:.0f}% it is going to land at L0 {predicted:.3g} (within a factor of {math.exp(sd):.2f})"
-        if chance >= STOP_BELOW:
+        if chance >= needed:
             return Decision(False, predicted, f"{told}: chance of an open bin {chance:.2f}")
+        if self._checks(group, chance, pending):
+            return Decision(False, predicted, f"{told}; trained to its end to check the stops before it")
         place = "where no bin is open" if self.target.bin_of(predicted) is not None else "outside the range"
         return Decision(True, predicted, f"{told}, {place}: chance of an open bin {chance:.2f}")
 
-    def _combine(self, group: Group, x: float, seen: tuple[float, float]) -> tuple[float, float]:
-        """Mean and sd of the landing from the course and from the curve; the course alone where they disagree."""
+    def _checks(self, group: Group, chance: float, pending: Sequence[PendingTrial]) -> bool:
+        """Whether a trial that is to be stopped is trained to its end instead, since nobody has checked many stops."""
+        outcomes = [record.outcome for record in self.records[group] if record.outcome in ("finished", "stopped")]
+        stops = next((i for i, outcome in enumerate(reversed(outcomes)) if outcome == "finished"), len(outcomes))
+        turn = len(self.records[group]) + sum(trial.group == group for trial in pending)
+        return turn % CHECK_EVERY == 0 and stops >= (CHECK_AFTER if chance >= CHECK_ABOVE else IDLE)
+
+    def _landing(self, group: Group, x: float, likelihood: np.ndarray) -> tuple[float, float, np.ndarray]:
+        """Mean and sd of the log L0 that a trial lands at, and its chance of each bin, from its course and from the curve."""
         mean, sd = (float(part[0]) for part in self.response(group).landing(np.array([x])))
-        gap = math.hypot(seen[1], sd)
-        if abs(seen[0] - mean) > SURPRISE * gap:
-            return seen[0], 1.3 * seen[1]
-        weight = sd**2 / gap**2
-        return weight * seen[0] + (1 - weight) * mean, seen[1] * sd / gap
+        ends = self.courses.ends
+        mean = min(max(mean, ends[0]), ends[-1])
+        expected = (1 - _JUMPS) * np.exp(-(((ends - mean) / sd) ** 2) / 2) / sd / math.sqrt(2 * math.pi)
+        share = likelihood * (expected + _JUMPS / (ends[-1] - ends[0]))
+        share = share / share.sum()
+        centre = float(share @ ends)
+        spread = math.sqrt(max(float(share @ (ends - centre) ** 2), 1e-6))
+        below = np.interp(self.target.log_edges, ends + (ends[1] - ends[0]) / 2, np.cumsum(share))
+        return centre, spread, np.diff(below)

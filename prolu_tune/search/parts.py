@@ -44,7 +44,12 @@ class Coefficients(Frozen):
             )
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) must be less than high ({self.high:g}); swap them")
-        numbers = self.numbers()
+        try:
+            numbers = self.numbers()
+        except OverflowError:
+            numbers = (math.inf,)
+        if numbers is not None and not all(map(math.isfinite, numbers)):
+            raise ValueError("grows beyond the largest number there is; give a smaller count or a factor nearer 1")
         if numbers is not None and len(set(numbers)) < len(numbers):
             raise ValueError("holds the same coefficient twice; use seeds to repeat a trial")
         return self

@@ -6,6 +6,7 @@ the latents and sinks towards its end for most of a short training.
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,22 +113,69 @@ def make_problem(seed: int, *, num_architectures: int = 6, decades: float = 5.0)
     architectures = {}
     for index in range(num_architectures):
         kind = KINDS[int(rng.integers(len(KINDS)))]
-        slope = -rng.uniform(1.0, 2.0)
-        location = centre + rng.uniform(-1.2, 1.2)
-        architectures[f"{kind}{index}"] = SimulatedArchitecture(
-            location=location,
-            middle=math.log(30) + rng.uniform(-0.3, 0.3),
-            slope=slope,
-            bend=rng.uniform(-0.8, 0.5) if kind == "bend" else 0.0,
-            ceiling=math.log(rng.uniform(40, 250)) if kind == "saturation" else start - 0.1,
-            cliff=location + rng.uniform(-1.0, 1.0) if kind in ("cliff", "collapse") else math.inf,
-            drop=math.inf if kind == "collapse" else rng.uniform(0.5, 3.0),
-            cliff_width=rng.uniform(0.005, 0.3),
-            noise=rng.uniform(0.02, 0.06),
-            divergence=0.06,
-            start=start,
-            settling=settling * rng.uniform(0.8, 1.25),
-            drift=rng.uniform(-0.15, 0.35) if rng.random() < 0.5 else 0.0,
-            jitter=rng.uniform(0.0, 0.02),
+        architectures[f"{kind}{index}"] = _draw(
+            rng, kind, centre=centre, apart=1.2, middle=math.log(30), ceilings=(40, 250), start=start, settling=settling
         )
     return Problem(architectures, span)
+
+
+def usual_problem(seed: int, ranges: Mapping[str, tuple[float, float]], target: CoverageTarget) -> Problem:
+    """A problem as a user may expect it: every curve falls through the target within its range, bent or flat at one end.
+
+    Args:
+        seed: of the curves.
+        ranges: range of `l1_coefficient` of each architecture.
+        target: range of L0 that is wanted.
+    """
+    rng = np.random.default_rng([seed, 78])
+    place, settling = rng.uniform(0.35, 0.65), float(np.exp(rng.uniform(np.log(0.04), np.log(0.25))))
+    start = target.log_high + rng.uniform(1.4, 3.4)
+    ceilings = target.high * 0.8, target.high * 2
+    architectures = {}
+    for name, (low, high) in ranges.items():
+        kind = ("power", "bend", "saturation")[int(rng.integers(3))]
+        inner = math.log(high / low)
+        architectures[name] = _draw(
+            rng,
+            kind,
+            centre=math.log(low) + place * inner,
+            apart=min(1.2, 0.1 * inner),
+            middle=target.log_middle,
+            ceilings=ceilings,
+            start=start,
+            settling=settling,
+        )
+    lows, highs = zip(*ranges.values(), strict=True)
+    return Problem(architectures, (min(lows), max(highs)))
+
+
+def _draw(
+    rng: np.random.Generator,
+    kind: str,
+    *,
+    centre: float,
+    apart: float,
+    middle: float,
+    ceilings: tuple[float, float],
+    start: float,
+    settling: float,
+) -> SimulatedArchitecture:
+    """An architecture of a kind, which crosses about log L0 `middle` at most `apart` from the log coefficient `centre`."""
+    slope = -rng.uniform(1.0, 2.0)
+    location = centre + rng.uniform(-apart, apart)
+    return SimulatedArchitecture(
+        location=location,
+        middle=middle + rng.uniform(-0.3, 0.3),
+        slope=slope,
+        bend=rng.uniform(-0.8, 0.5) if kind == "bend" else 0.0,
+        ceiling=math.log(rng.uniform(*ceilings)) if kind == "saturation" else start - 0.1,
+        cliff=location + rng.uniform(-1.0, 1.0) if kind in ("cliff", "collapse") else math.inf,
+        drop=math.inf if kind == "collapse" else rng.uniform(0.5, 3.0),
+        cliff_width=rng.uniform(0.005, 0.3),
+        noise=rng.uniform(0.02, 0.06),
+        divergence=0.06,
+        start=start,
+        settling=settling * rng.uniform(0.8, 1.25),
+        drift=rng.uniform(-0.15, 0.35) if rng.random() < 0.5 else 0.0,
+        jitter=rng.uniform(0.0, 0.02),
+    )

@@ -128,7 +128,9 @@ def verdict(
     if len(lost) >= (3 if response.located else 6) and len(lost) == len(inside):
         return Unreachable(index, f"{name}: every training between {left} and {right} diverged or failed", lost)
     tried = tuple(record.number for record in inside if record.outcome not in LOST)
-    if len(tried) >= 2 * ENOUGH_TRIES or (len(tried) >= ENOUGH_TRIES and best_chance(index) < HALF_HEARTED):
+    # Stopped trials alone are no evidence: where the end of their courses is misjudged, each misjudges it again.
+    witnessed = len(tried) >= ENOUGH_TRIES and any(record.outcome == "finished" for record in inside)
+    if witnessed and (len(tried) >= 2 * ENOUGH_TRIES or best_chance(index) < HALF_HEARTED):
         return Unreachable(index, f"{name}: {len(tried)} trainings between {left} and {right} missed it", tried)
     return None
 
@@ -143,14 +145,19 @@ def _hopeless(tight: Bracket) -> bool:
 
 
 def idle_trials(records: Sequence[TrialRecord], target: CoverageTarget, repeats: int) -> tuple[int, ...]:
-    """The trials since the last one that filled a bin still short of trials; lost ones do not count."""
-    counts, idle = np.zeros(target.bins, dtype=int), []
+    """The trials since the last one that filled a bin still short of trials; lost ones do not count.
+
+    Empty while all of them were stopped: nobody has seen then that the stops were right.
+    """
+    counts, idle, witnessed = np.zeros(target.bins, dtype=int), [], False
     for record in records:
         place = target.bin_of(record.l0) if record.outcome == "finished" else None
         if place is not None and counts[place] <= repeats:
             idle.clear()
+            witnessed = False
         elif record.outcome not in LOST:
             idle.append(record.number)
+            witnessed = witnessed or record.outcome == "finished"
         if place is not None:
             counts[place] += 1
-    return tuple(idle)
+    return tuple(idle) if witnessed else ()

@@ -279,21 +279,23 @@ class L0CoverageSampler(BaseSampler):
         group = (params[ARCHITECTURE], *(params[name] for name in self.factors))
         return group if group in self.spans else None
 
-    def _record(self, study: Study, trial: FrozenTrial) -> TrialRecord | None:
-        """The record of an ended trial, read once; None for waived and foreign ones."""
-        records = self._cache(study).records
-        if trial._trial_id not in records:
-            group = self._group(trial)
-            waived = WAIVED_KEY in trial.system_attrs and trial.state != TrialState.COMPLETE
-            records[trial._trial_id] = None if group is None or waived else record_of(trial, group)
-        return records[trial._trial_id]
-
     def _cache(self, study: Study) -> "_Cache":
         return self._caches.setdefault(study._storage, _Cache())
 
     def _ended(self, study: Study, trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
-        found = (self._record(study, trial) for trial in trials if trial.state.is_finished())
-        return [record for record in found if record is not None]
+        """The records of the ended trials, each read once; without waived and foreign ones."""
+        records, found = self._cache(study).records, []
+        for trial in trials:
+            if not trial.state.is_finished():
+                continue
+            if trial._trial_id not in records:
+                group = self._group(trial)
+                waived = WAIVED_KEY in trial.system_attrs and trial.state != TrialState.COMPLETE
+                records[trial._trial_id] = None if group is None or waived else record_of(trial, group)
+            record = records[trial._trial_id]
+            if record is not None:
+                found.append(record)
+        return found
 
     def _view(self, study: Study, trials: Sequence[FrozenTrial], number: int) -> tuple[Landscape, list[PendingTrial]]:
         """What trial `number` may read, and the trials before it that it may not."""

@@ -81,6 +81,7 @@ def simulate(
     seed: int = 0,
     window: int | None = DEFAULT_WINDOW,
     repeats: int = 0,
+    early_stopping: bool = True,
 ) -> Simulation:
     """A coverage sweep as it would unfold.
 
@@ -95,6 +96,7 @@ def simulate(
         seed: of the trials' seeds.
         window: as in `L0CoverageSampler`.
         repeats: as in `L0CoverageSampler`.
+        early_stopping: False trains every trial to its end.
 
     Raises:
         ValueError: if an argument makes no sense.
@@ -107,12 +109,14 @@ def simulate(
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return _run(sampler, response, max_concurrent, seed)
+        return _run(sampler, response, max_concurrent, seed, early_stopping)
     finally:
         optuna.logging.set_verbosity(verbosity)
 
 
-def _run(sampler: L0CoverageSampler, response: ResponseFormula, max_concurrent: int, seed: int) -> Simulation:
+def _run(
+    sampler: L0CoverageSampler, response: ResponseFormula, max_concurrent: int, seed: int, early_stopping: bool
+) -> Simulation:
     study = optuna.create_study(sampler=sampler)
     running: list[tuple[float, int, SimulatedTrial, list[list[float]]]] = []
     trials: list[SimulatedTrial] = []
@@ -123,7 +127,7 @@ def _run(sampler: L0CoverageSampler, response: ResponseFormula, max_concurrent: 
             if sampler.is_waived(study, asked.number):
                 sampler.tell_waived(study, asked)
                 continue
-            trial, course = _train(sampler, study, asked, response, len(trials), seed, now)
+            trial, course = _train(sampler, study, asked, response, len(trials), seed, now, early_stopping)
             trials.append(trial)
             heapq.heappush(running, (trial.end, asked.number, trial, course))
         if not running:
@@ -141,6 +145,7 @@ def _train(
     number: int,
     seed: int,
     now: float,
+    early_stopping: bool,
 ) -> tuple[SimulatedTrial, list[list[float]]]:
     """The trial as it ends, and its course. What it may read is known when it starts, so it can be run ahead."""
     architecture, coefficient = asked.params["architecture"], asked.params["l1_coefficient"]
@@ -156,7 +161,7 @@ def _train(
         course.append([fraction, seen])
         if fraction == 1.0:
             final = seen
-        elif is_decision(fraction):
+        elif early_stopping and is_decision(fraction):
             decision = sampler.should_stop(study, asked.number, course, fraction)
             if decision.stop:
                 outcome, predicted = "stopped", decision.predicted_l0

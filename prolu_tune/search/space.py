@@ -69,6 +69,12 @@ class SearchSpace(Frozen):
         check_architectures(self)
         check_factors(self)
         check_effect(self)
+        num_variants = math.prod(len(values) for values in self.grid.values()) * len(self.seeds) * len(self.architectures)
+        if num_variants > MAX_TRIALS:
+            raise RelationError(
+                (),
+                f"{num_variants:,} combinations are more than {MAX_TRIALS:,}; give fewer architectures, seeds or grid values",
+            )
         if self.num_trials > MAX_TRIALS:
             raise RelationError(
                 (), f"{self.num_trials:,} trials are more than {MAX_TRIALS:,}; give fewer coefficients, seeds or grid values"
@@ -192,22 +198,27 @@ class LoadedSpace:
     """Width of the hook; None when the model has to be asked."""
 
 
-def load_space(path: str | Path, *, overrides: list[str] | None = None, name: str | None = None) -> SearchSpace:
+def load_space(
+    path: str | Path, *, overrides: list[str] | None = None, name: str | None = None, elsewhere: bool = False
+) -> SearchSpace:
     """Returns the search space in a YAML file, checked; `name` wins over the file's.
 
     Raises:
         InputError: `file:line:column: key, what is wrong, remedy`, one line for each thing wrong.
     """
-    return read_space(path, overrides=overrides, name=name).space
+    return read_space(path, overrides=overrides, name=name, elsewhere=elsewhere).space
 
 
-def read_space(path: str | Path, *, overrides: list[str] | None = None, name: str | None = None) -> LoadedSpace:
+def read_space(
+    path: str | Path, *, overrides: list[str] | None = None, name: str | None = None, elsewhere: bool = False
+) -> LoadedSpace:
     """Returns the space with positions and the model's shape; `load_space` for those who need only the space.
 
     Args:
         path: the YAML file.
         overrides: `dotted.key=value` as given to `--set`, applied in order.
         name: the sweep's name as given to `--name`.
+        elsewhere: the sweep may run on other machines: paths from / on are theirs, and not looked at here.
 
     Raises:
         InputError: see `load_space`.
@@ -224,6 +235,9 @@ def read_space(path: str | Path, *, overrides: list[str] | None = None, name: st
     except ValidationError as error:
         raise input_error(error, document, SearchSpace) from None
     _refuse_booleans(document.data, space.model_dump(), (), document)
+    paths = (space.activations.model, space.activations.dataset)
+    if elsewhere and any(str(path).startswith("/") for path in paths):
+        return LoadedSpace(space=space, document=document, shape=None, d_in=None)
     shape, d_in = _check_model(space, document)
     return LoadedSpace(space=space, document=document, shape=shape, d_in=d_in)
 

@@ -94,3 +94,44 @@ def test_a_coverage_search_shows_ranges_and_the_most_it_may_take(capsys: pytest.
     document = json.loads(plan(capsys, str(path), "--json")[0])
     assert document["trials"] == [] and document["num_trials"] == 40
     assert document["estimate"]["tokens"] == 40 * 402_653_184
+
+
+def test_a_coverage_search_is_simulated_and_told_as_a_range(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "cover.yaml"
+    path.write_text(COVERAGE.replace("bins: 16, max_trials: 40", "bins: 8, max_trials: 60"))
+    document = json.loads(plan(capsys, str(path), "--json")[0])
+    expected, most = document["expected"], document["estimate"]
+    for name in ("trials", "cost", "filled", "tokens", "wall_s"):
+        assert expected[name]["low"] <= expected[name]["middle"] <= expected[name]["high"], name
+    # Two architectures of eight bins: hardly fewer trainings than bins, and not half as many again.
+    assert expected["cost"]["low"] > 13 and expected["cost"]["high"] < 24 and expected["filled"]["middle"] > 0.9
+    assert expected["wall_s"]["high"] < most["wall_s"] and expected["tokens"]["high"] < most["tokens"]
+    assert expected["tokens"]["middle"] == round(expected["cost"]["middle"]) * 402_653_184
+    assert document["price"] is None
+    out, _ = plan(capsys, str(path))
+    assert "expected     " in out and "whole ones" in out and "at most      24," in out
+
+
+def test_a_price_per_hour_gives_dollars_of_gpu_hours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "cover.yaml"
+    path.write_text(COVERAGE.replace("bins: 16, max_trials: 40", "bins: 4, max_trials: 30"))
+    gpu = ("--set", "resources.gpus_per_trial=0.25", "--price-per-hour", "2.5")
+    document = json.loads(plan(capsys, str(path), "--json", *gpu)[0])
+    price = document["price"]
+    assert (price["usd_per_hour"], price["hour_of"]) == (2.5, "one GPU") and "assumed" in price["step_time"]
+    gpus = max(1, document["machine"]["num_gpus"])
+    assert price["most"]["usd"] == pytest.approx(2.5 * gpus * document["estimate"]["wall_s"] / 3600)
+    assert price["expected"]["low"]["usd"] == pytest.approx(2.5 * gpus * document["expected"]["wall_s"]["low"] / 3600)
+    assert price["expected"]["low"]["usd"] <= price["expected"]["high"]["usd"] < price["most"]["usd"]
+    out, _ = plan(capsys, str(SPACES / "exp3.yaml"), "--price-per-hour", "2.5")
+    assert "price        about $" in out and "at $2.50 an hour of one GPU; step time assumed" in out
+    grid = json.loads(plan(capsys, str(SPACES / "quickstart.yaml"), "--json", "--price-per-hour", "0.4")[0])["price"]
+    assert grid["expected"] is None and grid["hour_of"] == "this machine" and "measured here" in grid["step_time"]
+    unknown = ("--set", "activations.model=some-one/some-model", "--price-per-hour", "1")
+    assert "price        not known" in plan(capsys, str(SPACES / "exp3.yaml"), *unknown)[0]
+
+
+def test_a_negative_price_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(SPACES / "exp3.yaml"), "--price-per-hour", "-1"])
+    assert ended.value.code == 2 and "--price-per-hour" in capsys.readouterr().err

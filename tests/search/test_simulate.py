@@ -63,7 +63,7 @@ def test_all_trainings_diverging_ends_the_sweep_with_the_evidence():
 
 def test_dead_everywhere_ends_the_sweep():
     result = simulate({"a": (1e-5, 1.0)}, lambda *_: 0.0, l0=(5, 200), bins=4, max_trials=100)
-    assert len(result.trials) <= 12
+    assert len(result.trials) <= 20 and result.cost < 3
     assert result.coverage("a").filled == 0
 
 
@@ -75,8 +75,9 @@ def test_a_ceiling_is_declared_and_not_paid_for_again():
     above = [gone["bin"] for gone in result.explanation["a"]["unreachable"]]
     assert above == [11, 12, 13, 14, 15]
     assert result.coverage("a").filled == 11
-    # Eight results late and with nobody to learn from, a lone architecture pays for the ceiling with about six trainings.
-    assert result.cost < 11 + 7
+    # Eight results late and with nobody to learn from, a lone architecture pays dearly for a ceiling just under an edge:
+    # five trainings start before the first result may be read, two check a row of stops, and stops cost the rest.
+    assert result.cost < 11 + 14
     assert len(result.trials) < 45
 
 

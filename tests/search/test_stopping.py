@@ -96,6 +96,70 @@ def test_an_l0_of_zero_on_the_way_is_judged_and_not_an_error():
     assert decision.predicted_l0 is not None and decision.predicted_l0 < 5
 
 
+def undershooting(end, until=1.0):
+    """Dips under its end, the deeper the lower the end is, and alike for all in the first 5 %, as short real courses do."""
+    early = [(f, 180.0) for f in REPORTS if f <= 0.05]
+    dip = 0.8 * math.log(200 / end) / math.log(40)
+    late = [(f, end * math.exp(1.2 * math.exp(-f / 0.05) - dip * 4 * f * (1 - f))) for f in REPORTS if f > 0.05]
+    return [(f, l0) for f, l0 in early + late if f <= until + 1e-9]
+
+
+def undershooting_history():
+    ends = np.exp(TARGET.log_centers)[4::2]
+    return [
+        TrialRecord(k, ("relu+l1",), math.log(coefficient_of(end)), "finished", l0=end, course=tuple(undershooting(end)))
+        for k, end in enumerate(ends)
+    ]
+
+
+def test_where_courses_are_still_alike_every_end_is_possible_and_none_is_likelier_for_being_usual():
+    model = CourseModel(undershooting_history(), TARGET)
+    _, early_sd = model.predict(("relu+l1",), milestones(undershooting(8.0, until=0.05)), 0.05)
+    mean, sd = model.predict(("relu+l1",), milestones(undershooting(40.0, until=0.4)), 0.4)
+    assert early_sd > 1.0
+    assert abs(mean - math.log(40.0)) < 0.1 and sd < 0.25
+
+
+def test_a_trial_below_all_others_is_not_stopped_for_courses_that_rise_again_at_the_end():
+    past = undershooting_history()
+    for end in np.exp(TARGET.log_centers)[:4]:
+        for fraction in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8):
+            decision = should_stop(
+                past, TARGET, "relu+l1", coefficient_of(end), undershooting(end, until=fraction), fraction, ranges=RANGES
+            )
+            assert not decision.stop, (end, fraction, decision.reason)
+
+
+def stopped(number, end, fraction=0.2):
+    course = tuple(course_to(end, until=fraction))
+    return TrialRecord(number, ("relu+l1",), math.log(coefficient_of(end)), "stopped", course=course, fraction=fraction)
+
+
+def test_bins_missed_by_stopped_trials_alone_are_not_given_up():
+    span = {("relu+l1",): (math.log(1e-4), math.log(10.0))}
+    past = history()
+    sought = np.exp(TARGET.log_edges[5]) * np.linspace(0.96, 1.04, 7)  # about the edge of an open bin
+    only_stopped = Landscape([*past, *(stopped(20 + k, end) for k, end in enumerate(sought))], TARGET, span)
+    seen_through = Landscape([*past, *(finished(20 + k, coefficient_of(sought[k]), 34.6) for k in range(7))], TARGET, span)
+    assert 5 not in only_stopped.unreachable(("relu+l1",))
+    assert 5 in seen_through.open_bins(("relu+l1",)) or 5 in seen_through.unreachable(("relu+l1",))
+
+
+def test_after_many_stops_in_a_row_one_trial_is_trained_to_its_end_to_check_them():
+    past = history()
+    end = float(np.exp(TARGET.log_edges[5])) * 0.965  # most likely in a filled bin, perhaps in the open one
+    row = [stopped(20 + k, end) for k in range(8)]
+    decisions = [
+        should_stop(
+            [*past, *row[:count]], TARGET, "relu+l1", coefficient_of(end), course_to(end, until=0.4), 0.4, ranges=RANGES
+        )
+        for count in range(9)
+    ]
+    assert [decision.stop for decision in decisions[:6]] == [True] * 6
+    checks = [decision for decision in decisions[6:] if not decision.stop]
+    assert len(checks) == 1 and "to check the stops before it" in checks[0].reason
+
+
 def test_the_decision_depends_on_nothing_but_its_arguments():
     past = history()
     course = course_to(33.0, until=0.2)
