@@ -10,5 +10,7 @@ os.environ.update(
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Read when triton is first imported, by whatever test; its kernels run on the CPU then. Without effect on torch.
+        "TRITON_INTERPRET": "1",
     }
 )

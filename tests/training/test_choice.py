@@ -1,10 +1,11 @@
 import json
+from typing import Any
 
 import pytest
 
 from prolu_tune.training.choice import CPU, CUDA, HYSTERESIS, Crossover, StepChoice
 
-LARGE = {"batch_size": 4096, "d_sae": 12288}
+LARGE = {"batch_size": 4096, "d_in": 768, "d_sae": 12288, "num_threads": 1}
 
 
 def active(density: float) -> int:
@@ -44,9 +45,51 @@ def test_a_density_that_swings_about_a_limit_does_not_swing_the_path():
 
 
 def test_at_small_shapes_the_step_is_dense_at_any_density():
-    choice = StepChoice(CPU, batch_size=64, d_sae=256)
+    choice = StepChoice(CPU, batch_size=64, d_in=64, d_sae=256, num_threads=1)
     choice.observe(0)
     assert choice.path == "dense"
+
+
+def test_narrow_activations_small_batches_and_more_threads_lower_the_limit():
+    limit = CPU.dense_from(**LARGE)
+    assert 0.07 < limit < CPU.density
+    for change in ({"d_in": 32}, {"batch_size": 16}, {"d_sae": 64}, {"num_threads": 2}, {"num_threads": 16}):
+        assert CPU.dense_from(**LARGE | change) < limit
+    assert CPU.dense_from(**LARGE | {"num_threads": 16}) < CPU.dense_from(**LARGE | {"num_threads": 2})
+
+
+def measured(shape: tuple[int, int, int], num_threads: int, crossing: float) -> Any:
+    return pytest.param(shape, num_threads, crossing, id=f"{'x'.join(map(str, shape))}-{num_threads}")
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_threads", "crossing"),
+    [
+        # Batch, d_in, d_sae; where the two took equally long, two cores of an AMD EPYC, ReLU and L1, 22 November 2026.
+        measured((256, 32, 512), 1, 0.016),
+        measured((256, 32, 512), 2, 0.0),
+        measured((256, 128, 512), 2, 0.038),
+        measured((256, 32, 2048), 1, 0.043),
+        measured((256, 32, 2048), 2, 0.027),
+        measured((1024, 32, 512), 1, 0.033),
+        measured((1024, 32, 512), 2, 0.028),
+        measured((256, 1024, 512), 1, 0.134),
+        measured((4096, 32, 8192), 1, 0.101),
+        measured((4096, 32, 8192), 2, 0.079),
+        measured((4096, 32, 512), 2, 0.077),
+        measured((256, 512, 512), 2, 0.117),
+        measured((4096, 128, 512), 1, 0.118),
+        measured((4096, 1024, 512), 1, 0.121),
+        measured((1024, 1024, 8192), 1, 0.147),
+        measured((1024, 1024, 8192), 2, 0.148),
+    ],
+)
+def test_the_sparse_step_is_not_taken_where_it_was_measured_to_be_slower(shape, num_threads, crossing):
+    batch_size, d_in, d_sae = shape
+    limit = CPU.dense_from(batch_size=batch_size, d_in=d_in, d_sae=d_sae, num_threads=num_threads)
+    assert limit <= crossing
+    if batch_size * d_sae >= 2**21:
+        assert limit > crossing / 3, "and it is taken where it pays"
 
 
 def test_where_there_is_no_sparse_step_no_count_is_asked_for():
@@ -63,8 +106,8 @@ def test_a_gpu_is_asked_for_counts_once_in_many_steps():
 
 
 def test_a_choice_restored_from_json_decides_as_the_one_that_went_on():
-    crossover = Crossover(density=0.2, fixed_entries=0, every=1)
-    counts = [active(0.01), active(0.16), active(0.19), active(0.3), active(0.16), active(0.1)]
+    crossover = Crossover(density=0.2, fixed_columns=0, every=1)
+    counts = [active(0.01), active(0.17), active(0.19), active(0.3), active(0.19), active(0.1)]
     for cut in range(len(counts)):
         whole, first = StepChoice(crossover, **LARGE), StepChoice(crossover, **LARGE)
         for count in counts[:cut]:

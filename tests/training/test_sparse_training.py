@@ -53,7 +53,7 @@ def test_it_becomes_sparse_and_a_resume_anywhere_gives_the_same_bits(tmp_path: P
     paths = []
     trainer = Trainer(config, plan)
     for batch in _batches(0):
-        paths.append(trainer._choice.path)
+        paths.append(trainer.path)
         trainer.train_step(batch)
     assert paths[0] == "dense"
     assert paths[-1] == "sparse"
