@@ -5,7 +5,7 @@ chunks of the stream, in float16, and for each autoencoder only encode, decode a
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,17 @@ CACHE_PART_TOKENS = 2**16
 """Held-out tokens whose activations share a cache file."""
 
 Progress = Callable[[int, int], None]
+LOSS_METRICS: tuple[str, ...] = tuple(
+    f"{name}{suffix}"
+    for suffix in ("", "_bos_kept")
+    for name in ("ce_loss_clean", "ce_loss_zero", "ce_loss_with_sae", "ce_degradation", "ce_loss_score")
+)
+"""Metrics that take passes of the language model's layers after the hook."""
+
+
+def metric_names() -> list[str]:
+    """Returns the name of every metric that can be measured."""
+    return [*(name for measure in metrics.MEASURES for name in measure.names), "frac_negative_bias", *LOSS_METRICS]
 
 
 @dataclass(frozen=True)
@@ -172,46 +183,57 @@ def evaluate_saes(
     *,
     baseline: Baseline | None = None,
     progress: Progress | None = None,
+    names: Collection[str] | None = None,
 ) -> list[dict[str, float]]:
     """Returns the metrics of each autoencoder on the held-out rows, from one walk over the activations.
 
-    Each dict holds l0, l1, sqrt_l1, mse, fvu, relative_norm, frac_alive, frac_negative_bias, tokens, ce_loss_clean,
-    ce_loss_zero, ce_loss_with_sae, ce_degradation, ce_loss_score, and the last five once more with the activations
-    at BOS left as they are (`..._bos_kept`, on the first of the rows). Sparsity and reconstruction are measured in the
-    autoencoder's own normalised space, on the positions the stream holds.
+    Each dict holds what `metric_names` lists, and `tokens`; the losses once more with the activations at BOS left as they
+    are (`..._bos_kept`, on the first of the rows). Sparsity and reconstruction are measured in the autoencoder's own
+    normalised space, on the positions the stream holds.
 
     Args:
         saes: autoencoders of the hook's width.
         data: held-out rows.
         baseline: what `measure_baseline` returned, if it is at hand.
         progress: told tokens done and in all.
+        names: metrics wanted; None: all. Without a loss among them the language model is not run past the hook.
 
     Raises:
         InputError: if an autoencoder has another width than the hook.
     """
-    baseline = baseline or measure_baseline(data)
-    model = data.source.language_model
-    saes = [sae.to(model.device).eval() for sae in saes]
+    wanted = set(metric_names() if names is None else names)
+    device = data.source.language_model.device
+    saes = [sae.to(device).eval() for sae in saes]
     for sae in saes:
         if sae.d_in != data.source.d_in:
             raise InputError(
                 f"the autoencoder reads activations {sae.d_in} wide, but {data.source.config.hook_name} of "
                 f"{data.source.config.model} is {data.source.d_in} wide; evaluate it on the hook it was trained on"
             )
-    sums = [metrics.MetricSums(d_in=sae.d_in, d_sae=sae.d_sae, device=model.device) for sae in saes]
+    baseline = None if wanted.isdisjoint(LOSS_METRICS) else baseline or measure_baseline(data)
+    measures = [measure for measure in metrics.MEASURES if not wanted.isdisjoint(measure.names)]
+    sums = [[measure.start(sae.W_dec.detach()) for measure in measures] for sae in saes]
     losses = torch.zeros(len(saes), 2, dtype=torch.float64)
     done = 0
     for rows, x in data.batches():
         counted = torch.ones_like(rows, dtype=torch.bool) if data.source.config.train_on_bos else ~data.bos(rows)
         for number, sae in enumerate(saes):
             recon = _measure(sae, x, counted.to(x.device), sums[number])
-            losses[number] += _spliced_losses(data, rows, x, recon, first_row=done)
+            if baseline is not None:
+                losses[number] += _spliced_losses(data, rows, x, recon, first_row=done)
         done += len(rows)
         if progress is not None:
             progress(done * rows.shape[1], data.num_tokens)
     per_row = data.source.config.context_length - 1
     losses /= torch.tensor([data.num_rows * per_row, data.num_bos_kept_rows * per_row])
-    return [_record(sae, part.result(), loss.tolist(), baseline) for sae, part, loss in zip(saes, sums, losses, strict=True)]
+    records = []
+    for sae, parts, loss in zip(saes, sums, losses, strict=True):
+        record = {name: value for part in parts for name, value in part.result().items()}
+        record["frac_negative_bias"] = metrics.frac_negative_bias(sae.b_enc)
+        if baseline is not None:
+            record |= _loss_record(loss.tolist(), baseline)
+        records.append({name: value for name, value in record.items() if name in wanted} | {"tokens": data.num_tokens})
+    return records
 
 
 def evaluate_sae(
@@ -245,25 +267,23 @@ def _measure(
     sae: SparseAutoencoder,
     x: Float[Tensor, "rows ctx d_in"],
     counted: Bool[Tensor, "rows ctx"],
-    sums: metrics.MetricSums,
+    sums: Sequence[metrics.Sums],
 ) -> Float[Tensor, "rows ctx d_in"]:
     """Returns the raw reconstruction of x; adds the counted positions to the sums."""
     normed, scale = sae.normalize(x.flatten(0, 1))
     acts = sae.encode_normalized(normed)
     recon = sae.decode_normalized(acts)
     chosen = counted.flatten()
-    if bool(chosen.all()):
-        sums.add(normed, acts, recon)
-    else:
-        sums.add(normed[chosen], acts[chosen], recon[chosen])
+    everything = bool(chosen.all())
+    measured = (normed, acts, recon) if everything else (normed[chosen], acts[chosen], recon[chosen])
+    for part in sums:
+        part.add(*measured)
     return (recon * scale).reshape(x.shape)
 
 
-def _record(sae: SparseAutoencoder, measured: dict[str, float], losses: list[float], baseline: Baseline) -> dict[str, float]:
-    """Returns the metrics of one autoencoder under their contract names."""
-    record = dict(measured)
-    record["frac_negative_bias"] = metrics.frac_negative_bias(sae.b_enc)
-    record["tokens"] = baseline.tokens
+def _loss_record(losses: list[float], baseline: Baseline) -> dict[str, float]:
+    """Returns the metrics that come from the language model's losses, under their contract names."""
+    record: dict[str, float] = {}
     cleans = (baseline.ce_loss_clean, baseline.ce_loss_clean_bos_kept)
     zeros = (baseline.ce_loss_zero, baseline.ce_loss_zero_bos_kept)
     for suffix, clean, zero, loss in zip(("", "_bos_kept"), cleans, zeros, losses, strict=True):

@@ -2,7 +2,14 @@
 
 Activations of latents, squared errors, MSE and FVU are meant in the space the autoencoder works in (tokens rescaled to
 norm sqrt(d_in) unless normalisation is off). Cross-entropies are in nats.
+
+What one walk over tokens adds up is registered in `MEASURES`. A metric of tokens that is registered there is computed for new
+trials from then on, and by `prolu-tune evaluate` for the stored checkpoints of old ones.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -137,3 +144,80 @@ class MetricSums:
             "relative_norm": sums["relative_norm"] / sums["nonzero_tokens"] if sums["nonzero_tokens"] else float("nan"),
             "frac_alive": alive(self._counts, tokens=self.tokens).double().mean().item(),
         }
+
+
+class MagnitudeSums:
+    """Adds up how reconstructed magnitudes follow true ones; sums are float64, per latent.
+
+    The reconstructed magnitude of latent i on a token is acts_i. The true one is the coefficient that its direction w_i should
+    have had, the others as they are: acts_i + (x - recon) . w_i / ||w_i||^2, the least-squares solution along w_i. Over the
+    tokens on which a latent is active, `magnitude_slope` is the slope of the line (with an intercept of its own for every
+    latent) of reconstructed over true magnitudes:
+
+        sum_i sum_t (a_it - mean_i a) (m_it - mean_i m)  /  sum_i sum_t (m_it - mean_i m)^2
+
+    1: magnitudes are reconstructed consistently in scale (ProLU's aim). Below 1: large ones are suppressed more than small
+    ones, or what else is in the residual adds noise to m, which flattens every slope; so compare autoencoders at equal L0.
+    A shift by a constant does not show here but in `relative_norm` and in L1 at equal L0.
+    """
+
+    def __init__(self, *, W_dec: Float[Tensor, "d_sae d_in"]) -> None:
+        """Starts at no tokens."""
+        # A row of zeros has no direction: its latent reconstructs nothing, and its m is its activation.
+        self._directions = W_dec.detach() / W_dec.detach().square().sum(1, keepdim=True).clamp(min=1e-12)
+        zero = torch.zeros(len(W_dec), dtype=torch.float64, device=W_dec.device)
+        self._count, self._acts, self._true, self._product, self._square = (zero.clone() for _ in range(5))
+
+    @torch.no_grad()
+    def add(
+        self, x: Float[Tensor, "batch d_in"], acts: Float[Tensor, "batch d_sae"], recon: Float[Tensor, "batch d_in"]
+    ) -> None:
+        """Counts a batch; x and recon both as the autoencoder sees them."""
+        true = ((x - recon) @ self._directions.T).add_(acts).mul_(acts > 0)
+        self._count += firing_counts(acts)
+        self._acts += acts.sum(0, dtype=torch.float64)
+        self._true += true.sum(0, dtype=torch.float64)
+        self._product += (acts * true).sum(0, dtype=torch.float64)
+        self._square += true.square_().sum(0, dtype=torch.float64)
+
+    def result(self) -> Numbers:
+        """Returns magnitude_slope; NaN where no latent was active with two different true magnitudes."""
+        count = self._count.clamp(min=1)
+        covariance = (self._product - self._acts * self._true / count).sum().item()
+        variance = (self._square - self._true.square() / count).sum().item()
+        defined = variance > 1e-9 * self._square.sum().item()
+        return {"magnitude_slope": covariance / variance if defined else float("nan")}
+
+
+class Sums(Protocol):
+    """What is added up over tokens for one autoencoder."""
+
+    def add(
+        self, x: Float[Tensor, "batch d_in"], acts: Float[Tensor, "batch d_sae"], recon: Float[Tensor, "batch d_in"]
+    ) -> None:
+        """Counts a batch; x and recon both as the autoencoder sees them."""
+        ...
+
+    def result(self) -> Numbers:
+        """Returns the metrics by name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Metrics that come out of one kind of sum."""
+
+    names: tuple[str, ...]
+    start: Callable[[Float[Tensor, "d_sae d_in"]], Sums]
+    """From an autoencoder's W_dec (which tells widths and device) to sums at no tokens."""
+
+
+def _token_sums(W_dec: Float[Tensor, "d_sae d_in"]) -> Sums:
+    return MetricSums(d_in=W_dec.shape[1], d_sae=W_dec.shape[0], device=W_dec.device)
+
+
+MEASURES: list[Measure] = [
+    Measure(("l0", "l1", "sqrt_l1", "mse", "fvu", "relative_norm", "frac_alive"), _token_sums),
+    Measure(("magnitude_slope",), lambda W_dec: MagnitudeSums(W_dec=W_dec)),
+]
+"""Everything that is measured on tokens. A new metric is a class with `add` and `result`, and a line here."""

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from prolu_tune import metrics
 from prolu_tune.activations.source import ActivationSource
 from prolu_tune.config.trial import ActivationConfig, SaeConfig
 from prolu_tune.errors import InputError
-from prolu_tune.evaluation import EvaluationData, evaluate_sae, evaluate_saes, measure_baseline
+from prolu_tune.evaluation import EvaluationData, evaluate_sae, evaluate_saes, measure_baseline, metric_names
 from prolu_tune.sae.model import SparseAutoencoder
 
 pytest_plugins = ("tiny_language_models",)
@@ -85,7 +86,21 @@ def naive(data: EvaluationData, sae: SparseAutoencoder, *, keep_bos: bool) -> di
         "fvu": ((recon - x).square().sum() / (x - x.mean(0)).square().sum()).item(),
         "relative_norm": (recon.norm(dim=1) / x.norm(dim=1)).mean().item(),
         "frac_alive": (acts > 0).any(0).double().mean().item(),
+        "magnitude_slope": naive_slope(x, acts, recon, sae.W_dec.detach()),
     }
+
+
+def naive_slope(x: Tensor, acts: Tensor, recon: Tensor, W_dec: Tensor) -> float:
+    """Returns the slope of reconstructed over true magnitudes, latent by latent with numpy's covariance."""
+    top = bottom = 0.0
+    for i, direction in enumerate(W_dec / W_dec.norm(dim=1, keepdim=True)):
+        active = acts[:, i] > 0
+        if active.sum() > 1:
+            a = acts[active, i] * W_dec[i].norm()
+            m = a + (x - recon)[active] @ direction
+            (_, both), (_, own) = np.cov(np.stack([a, m]), bias=True) * len(a)
+            top, bottom = top + both, bottom + own
+    return top / bottom
 
 
 @pytest.mark.parametrize("hook", ["blocks.2.hook_resid_pre", "blocks.1.hook_mlp_out"])
@@ -93,7 +108,7 @@ def test_metrics_are_those_of_a_full_pass_without_any_cache(data_of: DataOf, hoo
     data, sae = data_of(hook_name=hook), make_sae()
     got = evaluate_sae(sae, data)
     expected = naive(data, sae, keep_bos=False)
-    for name in ("l0", "l1", "sqrt_l1", "mse", "fvu", "relative_norm", "frac_alive"):
+    for name in ("l0", "l1", "sqrt_l1", "mse", "fvu", "relative_norm", "frac_alive", "magnitude_slope"):
         assert got[name] == pytest.approx(expected[name], rel=1e-4), name
     assert got["ce_loss_with_sae"] == pytest.approx(expected["loss"], rel=1e-5)
     assert got["ce_loss_with_sae_bos_kept"] == pytest.approx(naive(data, sae, keep_bos=True)["loss"], rel=1e-5)
@@ -131,6 +146,20 @@ def test_a_perfect_autoencoder_loses_nothing_and_a_silent_one_all(data_of: DataO
 def test_many_at_once_get_what_each_gets_alone(data_of: DataOf) -> None:
     data, saes = data_of(), [make_sae(seed=seed) for seed in range(3)]
     assert evaluate_saes(saes, data) == [evaluate_sae(sae, data) for sae in saes]
+
+
+def test_only_what_is_asked_for_is_measured_and_without_a_loss_the_model_stops_at_the_hook(data_of: DataOf) -> None:
+    data, saes = data_of(), [make_sae(seed=seed) for seed in range(2)]
+    whole = evaluate_saes(saes, data)
+    assert set(whole[0]) == {*metric_names(), "tokens"}
+    before = data.source.language_model.tokens_processed
+    some = evaluate_saes(saes, data, names=["mse", "magnitude_slope", "frac_negative_bias"])
+    assert data.source.language_model.tokens_processed == before
+    for few, all_ in zip(some, whole, strict=True):
+        assert few == {name: all_[name] for name in ("mse", "magnitude_slope", "frac_negative_bias", "tokens")}
+    lost = evaluate_saes(saes, data, names=["ce_degradation"])
+    assert [set(record) for record in lost] == [{"ce_degradation", "tokens"}] * 2
+    assert lost[0]["ce_degradation"] == whole[0]["ce_degradation"]
 
 
 def test_each_autoencoder_costs_two_passes_of_the_layers_after_the_hook(data_of: DataOf) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from prolu_tune.cli.options import Json, Storage, TrackingUri, examples
+from prolu_tune.cli.options import Cluster, Json, Storage, TrackingUri, examples, tracked
 from prolu_tune.results.store import DEFAULT_STORAGE
 
 ENVIRONMENT = (
@@ -28,9 +28,9 @@ def register(app: typer.Typer) -> None:
         "export",
         help="Writes a trained autoencoder as a folder that SAELens, dictionary_learning or prolu-tune reads, with a card.",
         epilog=examples(
-            "prolu-tune export 0a1b2c3d4e5f60718293a4b5c6d7e8f9 ste-l0-24",
-            "prolu-tune export prolu_runs/sweeps/quickstart/trials/0004/sae ste-l0-24 --format prolu",
-            "prolu-tune export 0a1b2c3d4e5f60718293a4b5c6d7e8f9 ste-l0-24 --push-to-hub me/my-saes",
+            "prolu-tune export 0a1b2c3d4e5f60718293a4b5c6d7e8f9 ste",
+            "prolu-tune export prolu_runs/sweeps/mine/trials/0004/sae ste --format prolu",
+            "prolu-tune export 0a1b2c3d4e5f60718293a4b5c6d7e8f9 ste --push-to-hub me/saes",
             note=f"Run ids: prolu-tune best NAME --max-l0 25. {ENVIRONMENT}",
         ),
     )(export)
@@ -57,6 +57,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces DIR if it is there.")] = False,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
+    cluster: Cluster = None,
     as_json: Json = False,
 ) -> None:
     from prolu_tune.errors import InputError
@@ -70,16 +71,17 @@ def export(
 
     from rich.console import Console
 
-    from prolu_tune.export.fetch import trained_folder
     from prolu_tune.export.formats import export_folder
     from prolu_tune.export.hub import push_folder
+    from prolu_tune.results.checkpoints import sae_folder
     from prolu_tune.results.records import to_json
 
+    tracking_uri = tracked(cluster, tracking_uri)
     target = folder.expanduser().absolute()
     url = None
     with (
         Console(stderr=True).status(f"exporting {run}"),
-        trained_folder(run, tracking_uri=tracking_uri, storage=storage) as source,
+        sae_folder(run, tracking_uri=tracking_uri, storage=storage) as source,
     ):
         trained = export_folder(
             source, target, format_name=format_name, normalized_inputs=normalized_inputs, overwrite=overwrite

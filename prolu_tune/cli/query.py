@@ -7,8 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prolu_tune.cli.options import Json, Storage, TrackingUri, examples
-from prolu_tune.cli.tables import Format, aligned, terminal_width, write_table
+from prolu_tune.cli.options import (
+    Architectures,
+    Cluster,
+    Json,
+    Name,
+    Names,
+    Seeds,
+    Storage,
+    TrackingUri,
+    Where,
+    examples,
+    tracked,
+)
+from prolu_tune.cli.progress import Work
+from prolu_tune.cli.tables import Format, aligned, folded, terminal_width, write_table
+from prolu_tune.results.records import FIELDS
 from prolu_tune.results.store import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
@@ -18,37 +32,6 @@ ENVIRONMENT = "Environment: PROLU_STORAGE, PROLU_TRACKING_URI (or MLFLOW_TRACKIN
 EXIT_CODES = "Exit codes: 0 done, 1 nothing found, 2 wrong input, 3 the tracking store does not answer."
 
 
-def complete_names(incomplete: str) -> list[str]:
-    """Returns the sweeps of the storage folder that begin so: folder names, since a shell waits for the answer."""
-    import os
-
-    folder = Path(os.environ.get("PROLU_STORAGE") or DEFAULT_STORAGE) / "sweeps"
-    found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    return [name for name in found if name.startswith(incomplete) and "~" not in name]
-
-
-Name = Annotated[
-    str,
-    typer.Argument(metavar="NAME", help="Sweep name or MLflow run id.", autocompletion=complete_names, show_default=False),
-]
-Names = Annotated[
-    list[str],
-    typer.Argument(metavar="NAME...", help="Sweep names or MLflow run ids.", autocompletion=complete_names, show_default=False),
-]
-Architectures = Annotated[
-    list[str] | None,
-    typer.Option("--architecture", metavar="ARCH", help="Only this one, such as prolu_ste+l1; repeatable.", show_default=False),
-]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Only trials of this seed; repeatable.", show_default=False)]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--where",
-        metavar="CONDITION",
-        help="Only trials with, for example, training.lr=3e-4 or 'mse<0.3' (any field, metric, parameter); repeatable.",
-        show_default=False,
-    ),
-]
 OutputFormat = Annotated[
     Format | None,
     typer.Option("--format", help="All runs asked about as a table on standard output.", show_default=False),
@@ -64,7 +47,7 @@ def register(app: typer.Typer) -> None:
         "status",
         help="Trials by state, failures with message and log, coverage of L0, pace and time left.",
         epilog=examples(
-            "prolu-tune status quickstart", "prolu-tune status exp3 --watch", "prolu-tune status exp3 --json",
+            "prolu-tune status quickstart", "prolu-tune status exp3 --watch --cluster cluster/gpu.yaml",
             note=f"{ENVIRONMENT} {EXIT_CODES}",
         ),
     )(status)  # fmt: skip
@@ -73,10 +56,10 @@ def register(app: typer.Typer) -> None:
         help="The frontier over (L0, CE degradation) or another plane, overall and per architecture.",
         epilog=examples(
             "prolu-tune pareto quickstart",
-            "prolu-tune pareto exp1 exp3 --l0 5:50 --architecture prolu_ste+l1 --architecture relu+l1",
+            "prolu-tune pareto exp1 exp3 --l0 5:50 --architecture prolu_ste+l1",
             "prolu-tune pareto exp3 --x l1 --y mse --format csv > exp3.csv",
-            note="Both axes are minimised, but for ce_loss_score, frac_alive and relative_norm. With filters the frontier is "
-            f"that of the runs that pass them. {ENVIRONMENT} {EXIT_CODES}",
+            note="Both axes are minimised, but ce_loss_score, frac_alive, relative_norm and magnitude_slope. With filters the "
+            f"frontier is that of the runs that pass them. {ENVIRONMENT} {EXIT_CODES}",
         ),
     )(pareto)
     app.command(
@@ -91,7 +74,12 @@ def register(app: typer.Typer) -> None:
     app.command(
         "dashboard",
         help="Opens MLflow's own UI on the tracking store, on this machine only and with its telemetry off.",
-        epilog=examples("prolu-tune dashboard", "prolu-tune dashboard --port 5001 --no-browser", note=ENVIRONMENT),
+        epilog=examples(
+            "prolu-tune dashboard",
+            "prolu-tune dashboard --port 5001 --no-browser",
+            "prolu-tune dashboard --cluster cluster/gpu.yaml",
+            note=ENVIRONMENT,
+        ),
     )(dashboard)
 
 
@@ -101,6 +89,7 @@ def status(
     interval_s: Annotated[float, typer.Option("--interval", help="Seconds between two looks.", min=0.2)] = 5.0,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
+    cluster: Cluster = None,
     as_json: Json = False,
 ) -> None:
     from prolu_tune.cli.status import status_lines, watch_status
@@ -109,16 +98,19 @@ def status(
 
     if watch and as_json:
         raise InputError("--json prints one document, --watch many; leave one of them out")
+    tracking_uri = tracked(cluster, tracking_uri)
     if watch:
         raise typer.Exit(
             watch_status(lambda: load_sweep(name, tracking_uri=tracking_uri, storage=storage).status(), interval_s)
         )
-    document = load_sweep(name, tracking_uri=tracking_uri, storage=storage).status()
+    with Work() as work:
+        work.show(f"reading {name}")
+        document = load_sweep(name, tracking_uri=tracking_uri, storage=storage).status()
     if as_json:
         _print_json(document)
     else:
         print("\n".join(status_lines(document)))
-        _say_next(f"prolu-tune pareto {shlex.quote(name)}")
+        _say_next(f"prolu-tune pareto {shlex.quote(name)}", cluster)
     _exit_if_empty(document["runs"], "no trial has begun")
 
 
@@ -134,6 +126,7 @@ def pareto(
     where: Where = None,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
+    cluster: Cluster = None,
     form: OutputFormat = None,
     as_json: Json = False,
 ) -> None:
@@ -141,18 +134,22 @@ def pareto(
     from prolu_tune.results.query import load_sweeps
 
     _one_output(as_json, form)
+    tracking_uri = tracked(cluster, tracking_uri)
     limits = None if l0 is None else parse_range(l0)
-    whole = load_sweeps(names, tracking_uri=tracking_uri, storage=storage)
+    with Work() as work:
+        work.show(f"reading {', '.join(names)}")
+        whole = load_sweeps(names, tracking_uri=tracking_uri, storage=storage)
     sweep = whole.filter(architecture=architecture or (), l0=limits, seed=seed or (), where=where or ())
     document = pareto_document(sweep, x, y)
     _say_if_mixed(sweep)
     if as_json:
         _print_json(document)
     elif form is not None:
-        write_table(document["runs"], form, sweeps=_sweep_of_each(sweep, document["runs"]))
+        extra = [axis for axis in dict.fromkeys([x, y]) if axis not in FIELDS]
+        write_table(_with_axes(document), form, sweeps=_sweep_of_each(sweep, document["runs"]), extra=extra)
     elif document["runs"]:
         print("\n".join(_pareto_lines(document)))
-        _say_next(f"prolu-tune best {shlex.join(names)} --max-l0 25")
+        _say_next(f"prolu-tune best {shlex.join(names)} --max-l0 25", cluster)
     _exit_if_empty(document["runs"], _why_nothing(whole, sweep, x, y))
 
 
@@ -166,13 +163,17 @@ def best(
     where: Where = None,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
+    cluster: Cluster = None,
     form: OutputFormat = None,
     as_json: Json = False,
 ) -> None:
     from prolu_tune.results.query import load_sweeps
 
     _one_output(as_json, form)
-    whole = load_sweeps(names, tracking_uri=tracking_uri, storage=storage)
+    tracking_uri = tracked(cluster, tracking_uri)
+    with Work() as work:
+        work.show(f"reading {', '.join(names)}")
+        whole = load_sweeps(names, tracking_uri=tracking_uri, storage=storage)
     sweep = whole.filter(architecture=architecture or (), seed=seed or (), where=where or ())
     on_frontier = {record["run_id"]: record["on_frontier"] for record in whole.records}
     runs = [run | {"on_frontier": on_frontier[run["run_id"]]} for run in sweep.best_by_architecture(max_l0)]
@@ -183,10 +184,13 @@ def best(
         write_table(runs, form, sweeps=_sweep_of_each(sweep, runs))
     elif runs:
         limit = "" if max_l0 is None else f" with L0 up to {max_l0:g}"
-        print(f"{sweep.name}: lowest CE degradation{limit}, best first\n")
+        print(folded(f"{sweep.name}: lowest CE degradation{limit}, best first", terminal_width()), end="\n\n")
         print("\n".join(aligned(runs, width=terminal_width())))
-        print(f"\nTo use the first:\n\n{_python_lines(sweep, runs[0])}")
-        _say_next(f"prolu-tune pareto {shlex.join(names)}")
+        if cluster is None:
+            print(f"\nTo use the first:\n\n{_python_lines(sweep, runs[0])}")
+            _say_next(f"prolu-tune pareto {shlex.join(names)}")
+        else:
+            _say_next(f"prolu-tune export {runs[0]['run_id']} FOLDER", cluster)
     _exit_if_empty(runs, f"no finished trial{'' if max_l0 is None else f' has L0 at or under {max_l0:g}'}")
 
 
@@ -195,7 +199,13 @@ def dashboard(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Opens a browser on it.")] = True,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
+    cluster: Cluster = None,
 ) -> None:
+    if cluster is not None:
+        from prolu_tune.launch.pages import open_pages
+
+        raise typer.Exit(open_pages(cluster, browser=browser))
+
     from prolu_tune.cli.dashboard import open_dashboard
     from prolu_tune.results.store import resolve_tracking_uri
 
@@ -206,7 +216,8 @@ def pareto_document(sweep: "Sweep", x: str, y: str) -> dict[str, Any]:
     """Returns the document of `pareto --json`, without its schema.
 
     `runs` are the finished trials that have both values, `on_frontier` marks the overall frontier on this plane, and
-    hypervolumes are measured to `reference`. With several sweeps `sweep_of_run` names each run's.
+    hypervolumes are measured to `reference`. Where an axis is no field of a run, `points` has the (x, y) of each. With
+    several sweeps `sweep_of_run` names each run's.
     """
     placed = sweep.placed(x, y)
     document = {
@@ -220,6 +231,8 @@ def pareto_document(sweep: "Sweep", x: str, y: str) -> dict[str, Any]:
         "reference": sweep.reference(x, y),
         "left_out": len(sweep.trials) - len(placed),
     }
+    if not {x, y} <= set(FIELDS):
+        document["points"] = sweep.points(x, y)
     if len(sweep.facts) > 1:
         document["sweep_of_run"] = {trial.record["run_id"]: trial.tags.get("prolu.sweep") for trial in placed}
     return document
@@ -230,12 +243,13 @@ def _pareto_lines(document: dict[str, Any]) -> list[str]:
     from prolu_tune.screen.draw import legend, scatter
     from prolu_tune.screen.words import number
 
-    x, y, runs = document["x"], document["y"], document["runs"]
+    x, y, runs = document["x"], document["y"], _with_axes(document)
     by_id = {record["run_id"]: record for record in runs}
     frontier = [by_id[run_id] for run_id in document["frontier"]]
     width = terminal_width()
-    lines = [f"{document['sweep']}: {len(frontier)} of {len(runs)} finished trials on the frontier over {x} and {y}", ""]
-    if width is not None and {x, y} <= set(runs[0]):
+    heading = f"{document['sweep']}: {len(frontier)} of {len(runs)} finished trials on the frontier over {x} and {y}"
+    lines = [folded(heading, width), ""]
+    if width is not None:
         plain = not sys.stdout.encoding.lower().startswith("utf")
         lines += [*scatter(runs, frontier, x=x, y=y, width=min(width, 100), ascii_only=plain), ""]
         lines += [*legend((record["architecture"] for record in runs), min(width, 100)), ""]
@@ -249,6 +263,13 @@ def _pareto_lines(document: dict[str, Any]) -> list[str]:
     if document["left_out"]:
         lines += ["", f"{document['left_out']} trials left out: not finished, or without one of the values"]
     return lines
+
+
+def _with_axes(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the runs with their values on both axes, which may be no fields of theirs."""
+    axes = document["x"], document["y"]
+    points = document.get("points", {})
+    return [run | dict(zip(axes, points[run["run_id"]], strict=True)) if points else run for run in document["runs"]]
 
 
 def _columns(x: str, y: str) -> list[Any]:
@@ -318,8 +339,9 @@ def _print_json(document: dict[str, Any]) -> None:
     print(to_json(document))
 
 
-def _say_next(command: str) -> None:
-    print(f"\nnext: {command}", file=sys.stderr)
+def _say_next(command: str, cluster: Path | None = None) -> None:
+    flag = "" if cluster is None else f" --cluster {shlex.quote(str(cluster))}"
+    print(f"\nnext: {command}{flag}", file=sys.stderr)
 
 
 def _exit_if_empty(runs: list[Any], reason: str) -> None:

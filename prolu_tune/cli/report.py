@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prolu_tune.cli.options import Json, Storage, TrackingUri, examples
-from prolu_tune.cli.query import Name
+from prolu_tune.cli.options import Cluster, Json, Name, Storage, TrackingUri, examples, tracked
+from prolu_tune.cli.progress import Work
 from prolu_tune.results.store import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
+    from prolu_tune.report.build import Report
     from prolu_tune.results.query import Sweep
 
 ENVIRONMENT = (
@@ -27,7 +28,7 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "prolu-tune report quickstart -o report.html",
             "prolu-tune report exp3 -o exp3.html --figures figures/",
-            "prolu-tune report exp3 -o exp3.html --tracking-uri http://tracking:5000 --no-log",
+            "prolu-tune report exp3 --tracking-uri http://tracking:5000 --no-log",
             note=f"A running sweep can be reported on; the page then shows what has finished. {ENVIRONMENT}",
         ),
     )(report)
@@ -43,6 +44,7 @@ def report(
     log: Annotated[bool, typer.Option("--log/--no-log", help="Logs the page on the sweep's MLflow run.")] = True,
     storage: Storage = DEFAULT_STORAGE,
     tracking_uri: TrackingUri = None,
+    cluster: Cluster = None,
     as_json: Json = False,
 ) -> None:
     from prolu_tune.errors import InputError
@@ -52,35 +54,22 @@ def report(
         raise InputError(f"--output {output} is a folder; give the name of a file, such as {output / 'report.html'}")
     if figures is not None and figures.exists() and not figures.is_dir():
         raise InputError(f"--figures {figures} is a file; give a folder")
-    sweep = load_sweep(name, tracking_uri=tracking_uri, storage=storage)
+    sweep = load_sweep(name, tracking_uri=tracked(cluster, tracking_uri), storage=storage)
 
-    from rich.console import Console
-
-    from prolu_tune.durable import replace_file
-    from prolu_tune.report.build import build_report
-    from prolu_tune.report.collect import collect
     from prolu_tune.results.records import to_json
 
-    console = Console(stderr=True)
-    with console.status(f"reading {sweep.name}"):
-        data = collect(sweep)
-    with console.status("drawing"):
-        made = build_report(data)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(output, [made.html.encode()])
-    written: list[Path] = []
-    if figures is not None:
-        from prolu_tune.report.figures import write_figures
-
-        with console.status("writing figures"):
-            written = write_figures(made, figures)
-    logged = log and _log(sweep, output, made.html)
+    with Work() as work:
+        made, written = _write(sweep, output, figures, work)
+        if log:
+            work.show("logging the page")
+        logged = log and _log(sweep, output, made.html)
+    size = len(made.html.encode())
     if as_json:
         document = {
             "sweep": sweep.name,
             "run_id": sweep.run_id,
             "report": str(output),
-            "bytes": len(made.html.encode()),
+            "bytes": size,
             "figures": [str(path) for path in written],
             "logged": logged,
             "findings": [
@@ -91,11 +80,31 @@ def report(
         typer.echo(to_json(document))
     else:
         typer.echo(str(output))
-    finished = f"{len(data.finished)} of {len(data.rows)} trials finished"
-    print(f"{output}: {finished}, {len(made.plots)} plots, {len(made.html.encode()) / 1e6:.2f} MB", file=sys.stderr)
-    if not data.rows:
+    finished = f"{len(made.data.finished)} of {len(made.data.rows)} trials finished"
+    print(f"{output}: {finished}, {len(made.plots)} plots, {size / 1e6:.2f} MB", file=sys.stderr)
+    if not made.data.rows:
         print("no trial has begun", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _write(sweep: "Sweep", output: Path, figures: Path | None, work: Work) -> "tuple[Report, list[Path]]":
+    """Returns the report, written, and the files of its figures."""
+    from prolu_tune.durable import replace_file
+    from prolu_tune.report.build import build_report
+    from prolu_tune.report.collect import collect
+
+    work.show("reading courses of training")
+    data = collect(sweep)
+    work.show("drawing")
+    made = build_report(data)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(output, [made.html.encode()])
+    if figures is None:
+        return made, []
+    from prolu_tune.report.figures import write_figures
+
+    work.show("writing figures")
+    return made, write_figures(made, figures)
 
 
 def _log(sweep: "Sweep", output: Path, html: str) -> bool:

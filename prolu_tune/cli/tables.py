@@ -4,6 +4,7 @@ import csv
 import io
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,23 +69,38 @@ def aligned(records: Sequence[Record], columns: Sequence[Column] = RUN_COLUMNS, 
         records: What to show.
         columns: Which fields, in order.
         width: Columns of the terminal: fields that are the same in all records, then less important ones are left out
-            until the table fits; none is ever cut. None: all fields.
+            until the table fits; none is ever cut, and where nothing more can be left out the last column gets lines of
+            its own. None: all fields.
     """
     shown = list(columns)
     while True:
         rows = [[cell(column.key, record.get(column.key)) for column in shown] for record in records]
         widths = [max(len(text) for text in texts) for texts in zip([c.title for c in shown], *rows, strict=True)]
         heaviest = max(shown, key=lambda column: _dispensable(column, records))
-        if width is None or sum(widths) + 2 * (len(shown) - 1) <= width or not heaviest.weight:
+        fits = width is None or sum(widths) + 2 * (len(shown) - 1) <= width
+        if fits or not heaviest.weight:
             break
         shown.remove(heaviest)
-    return [
+    # Rather a line of its own for the last column, the id, than lines that the terminal breaks where it likes.
+    below = [] if fits else [row.pop() for row in rows]
+    headings = [column.title for column in (shown if fits else shown[:-1])]
+    lines = [
         "  ".join(
             f"{text:>{size}}" if column.right else f"{text:<{size}}"
-            for text, size, column in zip(row, widths, shown, strict=True)
+            for text, size, column in zip(row, widths, shown, strict=False)
         ).rstrip()
-        for row in ([column.title for column in shown], *rows)
+        for row in (headings, *rows)
     ]
+    if fits:
+        return lines
+    return [lines[0], *(line for pair in zip(lines[1:], below, strict=True) for line in (pair[0], f"{'':<4}{pair[1]}"))]
+
+
+def folded(text: str, width: int | None) -> str:
+    """Returns the text broken between words to fit a terminal; None: as it is."""
+    if width is None:
+        return text
+    return "\n".join(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines())
 
 
 def _dispensable(column: Column, records: Sequence[Record]) -> int:
@@ -98,24 +114,27 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def write_table(records: Sequence[Record], form: Format, *, sweeps: Sequence[str] | None = None) -> None:
+def write_table(
+    records: Sequence[Record], form: Format, *, sweeps: Sequence[str] | None = None, extra: Sequence[str] = ()
+) -> None:
     """Writes the records to standard output, every field of `records.FIELDS`.
 
     Args:
         records: A row each.
         form: csv: empty for none, true and false; md: rounded for reading; parquet: typed columns.
         sweeps: Name of each record's sweep, where several were asked for; the last column.
+        extra: Further numbers that the records hold.
 
     Raises:
         InputError: if Parquet would go to a terminal.
     """
-    names = list(FIELDS) + (["sweep"] if sweeps is not None else [])
+    names = [*FIELDS, *extra] + (["sweep"] if sweeps is not None else [])
     rows = [record | ({"sweep": sweeps[i]} if sweeps is not None else {}) for i, record in enumerate(records)]
     if form == "parquet":
         if sys.stdout.isatty():
             raise InputError("--format parquet writes bytes; send them to a file: > runs.parquet")
         sys.stdout.flush()
-        sys.stdout.buffer.write(parquet_bytes(rows, names))
+        sys.stdout.buffer.write(parquet_bytes(rows, names, real=(*REAL, *extra)))
         sys.stdout.buffer.flush()
     else:
         sys.stdout.write(csv_text(rows, names) if form == "csv" else markdown_text(rows, names))
@@ -140,12 +159,12 @@ def markdown_text(rows: Sequence[Record], names: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parquet_bytes(rows: Sequence[Record], names: Sequence[str]) -> bytes:
-    """Returns the rows as a Parquet file: whole numbers, floats, one bool, strings."""
+def parquet_bytes(rows: Sequence[Record], names: Sequence[str], *, real: Sequence[str] = REAL) -> bytes:
+    """Returns the rows as a Parquet file: whole numbers, floats (`real`), one bool, strings."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {name: pa.int64() for name in WHOLE} | {name: pa.float64() for name in REAL} | {"on_frontier": pa.bool_()}
+    types = {name: pa.int64() for name in WHOLE} | {name: pa.float64() for name in real} | {"on_frontier": pa.bool_()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)

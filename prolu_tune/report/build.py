@@ -48,6 +48,7 @@ def build_report(data: SweepData) -> Report:
     payload = {
         "main": next((plot.name for plot in shown if plot.section == "main"), None),
         "log_span": LOG_SPAN,
+        "seeds": data.seeds,
         "banded": sorted({row["plane"] for row in tables["bands"]}),
         "axes": {
             key: {"title": axis.title, "short": axis.short, "larger": axis.larger_is_better} for key, axis in AXES.items()
@@ -62,7 +63,7 @@ def build_report(data: SweepData) -> Report:
         findings=findings,
         sections=_sections(shown),
         css=Markup(_page_file("page.css")),  # noqa: S704 - our own file
-        script=Markup(_page_file("page.js")),  # noqa: S704 - our own file
+        script=Markup(_page_file("bands.js") + _page_file("page.js")),  # noqa: S704 - our own files
         library=Markup(_library()),  # noqa: S704 - the plotting package's own
         data=Markup(_json(payload)),  # noqa: S704 - JSON without a "<"
         classes={HOLDS: "holds", FAILS: "fails", UNKNOWN: "open"},

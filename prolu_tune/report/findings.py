@@ -175,10 +175,15 @@ def _suppression(planes: Planes) -> list[Part]:
         for nonlinearity in ("prolu_relu", "prolu_ste"):
             ours, base = f"{nonlinearity}+{penalty}", f"relu+{penalty}"
             claim = f"{ours} has a higher L1 than {base}"
-            known = plane is not None and ours in plane.estimate and base in plane.estimate
-            ratio = plane.ratio(ours, base) if plane is not None and known else None
+            missing = [name for name in (ours, base) if plane is None or name not in plane.estimate]
+            ratio = None if plane is None or missing else plane.ratio(ours, base)
             if plane is None or ratio is None:
-                parts.append(Part(claim, UNKNOWN, "They share too little of the L0 range."))
+                reason = (
+                    f"There is no finished run of {' or '.join(missing)}."
+                    if missing
+                    else "They share too little of the L0 range."
+                )
+                parts.append(Part(claim, UNKNOWN, reason))
                 continue
             value, low, high = ratio
             numbers = f"Its L1 is {_times(value)} that of {base} at equal L0"

@@ -16,7 +16,7 @@ from prolu_tune.screen.words import number
 from prolu_tune.search.coverage import bin_counts
 
 BANDED: tuple[tuple[str, str], ...] = (("l0", "ce_degradation"), ("l1", "mse"), ("sqrt_l1", "mse"))
-"""Planes in which curves are given with intervals."""
+"""Planes whose intervals are worked out here, for figures; the page works out those of any other."""
 DIGITS = 6
 
 Row = dict[str, Any]
@@ -36,7 +36,8 @@ RELATIONS: tuple[tuple[str, str, Section, str, str], ...] = (
         "magnitude_slope",
         "suppression",
         "Slope of magnitudes",
-        "Slope of reconstructed against true feature magnitude; 1 is consistent in scale.",
+        "Slope of reconstructed against true magnitude, within latents, where they are active; 1 is consistent in scale. What "
+        "else is in the residual flattens it, so it compares architectures at equal L0.",
     ),
     (
         "l1_coefficient",

@@ -150,13 +150,19 @@ def _within(value: float | None, low: float | None, high: float | None) -> bool:
     return value is not None and (low is None or value >= low) and (high is None or value <= high)
 
 
+def unknown_name(name: str, known: Iterable[str], what: str) -> InputError:
+    """Returns the error for a name that is none of those known, with the nearest one."""
+    shown = sorted(key for key in known if not str(key).startswith("train/"))
+    return InputError(f"{name} is no {what}; there are {', '.join(shown)}{_hint(name, shown)}")
+
+
 def _check_known(given: Sequence[str], known: set[str], what: str) -> None:
     for name in given:
         if name not in known:
-            shown = sorted(key for key in known if not str(key).startswith("train/"))
-            raise InputError(f"{name} is no {what} of this sweep; there are {', '.join(shown)}{_hint(name, known)}")
+            raise unknown_name(name, known, f"{what} of this sweep")
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    lowered = {key.lower(): key for key in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1)
+    return f"; did you mean {lowered[close[0]]}?" if close else ""

@@ -3,18 +3,16 @@
 Everything is read from the tracking store alone, so it works on a server that the sweep did not run on.
 """
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prolu_tune.errors import InputError
 from prolu_tune.pareto import frontier_by_group, hypervolume, pareto_frontier, reference_point
+from prolu_tune.results.checkpoints import sae_folder
 from prolu_tune.results.filters import StoredTrial, check_axes, select
 from prolu_tune.results.records import FIELDS, Record, record_from_run
 from prolu_tune.results.store import (
-    RUN_ID,
     find_sweep,
     open_store,
     parse_reference,
@@ -34,10 +32,8 @@ if TYPE_CHECKING:
 X, Y = "l0", "ce_degradation"
 """The plane of the headline: sparsity against what the language model loses."""
 
-LARGER_IS_BETTER: frozenset[str] = frozenset({"ce_loss_score", "frac_alive", "relative_norm"})
-"""Along these axes the frontier is the upper one; along all others the lower."""
-
-SAE_FILES = ("sae.safetensors", "config.json")
+LARGER_IS_BETTER: frozenset[str] = frozenset({"ce_loss_score", "frac_alive", "relative_norm", "magnitude_slope"})
+"""Along these axes, measured again under a prefix or not, the frontier is the upper one; along all others the lower."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +114,19 @@ class Sweep:
         finished = [trial for trial in self.trials if trial.record["state"] == "finished"]
         return [trial for trial in finished if None not in self._point(trial, x, y)]
 
+    def points(self, x: str = X, y: str = Y) -> dict[str, tuple[float, float]]:
+        """Returns (x, y) by run id, of the finished trials that have both values.
+
+        Raises:
+            InputError: if no such thing is measured.
+        """
+        values = {trial.record["run_id"]: self._values(trial, x, y) for trial in self.placed(x, y)}
+        return {run: (a, b) for run, (a, b) in values.items() if a is not None and b is not None}
+
     def frontier(self, x: str = X, y: str = Y, *, architecture: str | None = None) -> list[Record]:
         """Returns the records on the frontier by ascending x, of one architecture or of all together.
 
-        Both values are to be small, but for ce_loss_score, frac_alive and relative_norm, which are to be large.
+        Both values are to be small, but for those of `LARGER_IS_BETTER`.
         """
         placed = [t for t in self.placed(x, y) if architecture in (None, t.record["architecture"])]
         chosen = [placed[i] for i in pareto_frontier(self._point(trial, x, y) for trial in placed)]
@@ -197,8 +202,7 @@ class Sweep:
         """Returns matplotlib axes with a point per finished trial and each architecture's frontier as a line."""
         from prolu_tune.results.figure import draw_plane
 
-        values = {trial.record["run_id"]: self._values(trial, x, y) for trial in self.placed(x, y)}
-        points = {run: (a, b) for run, (a, b) in values.items() if a is not None and b is not None}
+        points = self.points(x, y)
         architectures = {trial.record["run_id"]: trial.record["architecture"] for trial in self.placed(x, y)}
         return draw_plane(points, architectures, self.frontier_by_architecture(x, y), x=x, y=y, title=self.name, ax=ax)
 
@@ -266,47 +270,8 @@ def load_sae(
     """
     from prolu_tune.sae.folder import load_sae_folder
 
-    if isinstance(reference, Path) or Path(reference).exists():
-        return load_sae_folder(Path(reference))
-    parsed = parse_reference(reference)
-    if parsed.name is None or not RUN_ID.fullmatch(parsed.name):
-        raise InputError(
-            f"{reference} is neither a folder with sae.safetensors and config.json nor an MLflow run id; check the path"
-        )
-    uri = parsed.tracking_uri or resolve_tracking_uri(tracking_uri, storage)
-    client = open_store(uri)
-    run = _get_run(client, uri, parsed.name)
-    local = run.data.tags.get("prolu.checkpoint", "")
-    if local and Path(local).is_dir():
-        return load_sae_folder(Path(local))
-    with tempfile.TemporaryDirectory(prefix="prolu-sae-") as folder:
-        return load_sae_folder(_download(client, uri, parsed.name, Path(folder)))
-
-
-def _get_run(client: "MlflowClient", uri: str, run_id: str) -> "Run":
-    from mlflow.exceptions import MlflowException
-
-    with store_errors(uri):
-        try:
-            return client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise InputError(f"no run {run_id} in the tracking store; list the ids with prolu-tune pareto NAME") from error
-            raise
-
-
-def _download(client: "MlflowClient", uri: str, run_id: str, folder: Path) -> Path:
-    """Returns the run's SAE folder, fetched file by file under names of our own: a server's list of names is data."""
-    with store_errors(uri):
-        present = {Path(entry.path).name for entry in client.list_artifacts(run_id, "sae")}
-        if not present.issuperset(SAE_FILES):
-            raise InputError(f"run {run_id} holds no trained SAE; only a trial that ended has one (prolu-tune status NAME)")
-        target = folder / "sae"
-        target.mkdir()
-        for name in SAE_FILES:
-            # Where below the folder it lands depends on the kind of artifact store.
-            Path(client.download_artifacts(run_id, f"sae/{name}", str(folder))).replace(target / name)
-    return target
+    with sae_folder(reference, tracking_uri=tracking_uri, storage=storage) as folder:
+        return load_sae_folder(folder)
 
 
 def _facts(client: "MlflowClient", uri: str, parent: "Run") -> SweepFacts:
@@ -335,4 +300,4 @@ def _stored_trial(run: "Run") -> StoredTrial:
 
 
 def _direction(axis: str) -> int:
-    return -1 if axis in LARGER_IS_BETTER else 1
+    return -1 if axis.rpartition(".")[2] in LARGER_IS_BETTER else 1

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from prolu_tune.results.filters import StoredTrial
 from prolu_tune.results.records import finite
 from prolu_tune.search.coverage import CoverageTarget, coverage_of
+from prolu_tune.search.parts import CoverageSearch
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 GRID_BINS = 16
 """Bins in which the coverage of a sweep without a target is counted."""
+MAX_SPACE_BYTES = 1_000_000
 TROUBLED = ("failed", "diverged")
 
 
@@ -63,10 +67,9 @@ def coverage_by_architecture(sweep: "Sweep") -> dict[str, dict[str, Any]]:
 def coverage_target(sweep: "Sweep") -> CoverageTarget | None:
     """Returns the target of a coverage search, else the range of L0 that all finished trials together span."""
     search = (sweep.facts[0].space or {}).get("search") or {}
-    low_high = search.get("l0") if search.get("kind") == "coverage" else None
-    bins = int(search.get("bins") or GRID_BINS)
-    if isinstance(low_high, list | tuple) and len(low_high) == 2:
-        return CoverageTarget(float(low_high[0]), float(low_high[1]), bins)
+    if search.get("kind") == "coverage" and isinstance(search.get("l0"), list | tuple):
+        low, high = search["l0"]
+        return CoverageTarget(float(low), float(high), int(search.get("bins") or GRID_BINS))
     seen = [l0 for l0 in _final_l0s(sweep.trials, None) if l0 > 0]
     if len(set(seen)) < 2:
         return None
@@ -86,7 +89,8 @@ def read_space(client: "MlflowClient", parent: "Run") -> dict[str, Any] | None:
         except (MlflowException, OSError):
             # Artifacts may be out of reach where the database is not; a query then does without the space.
             return None
-        return _mapping((Path(folder) / "space.json").read_text(encoding="utf-8"))
+        with (Path(folder) / "space.json").open("rb") as file:
+            return _mapping(file.read(MAX_SPACE_BYTES))
 
 
 def _pace(sweep: "Sweep", *, unfinished: int) -> dict[str, float | None]:
@@ -101,7 +105,7 @@ def _pace(sweep: "Sweep", *, unfinished: int) -> dict[str, float | None]:
         under_way = sum(_share(trial) or 0.0 for trial in running)
         left = (unfinished - under_way) * wall_s / len(ended) / max(1, len(running))
     return {
-        "tokens_per_s": sum(record["tokens"] or 0 for record in ended) / wall_s if wall_s else None,
+        "tokens_per_s": sum(float(record["tokens"] or 0) for record in ended) / wall_s if wall_s else None,
         "time_left_s": left,
     }
 
@@ -142,9 +146,24 @@ def _final_l0s(trials: Sequence[StoredTrial], architecture: str | None) -> list[
     return [r["l0"] for r in records if r["l0"] is not None and architecture in (None, r["architecture"])]
 
 
-def _mapping(text: str) -> dict[str, Any] | None:
+def _mapping(text: str | bytes) -> dict[str, Any] | None:
+    """Returns the space in a text that a server gave, None if it is none; a search that is none of ours is left out."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(value.get("architectures", {}), dict):
+        return None
+    if not _sound_search(value.get("search", {})):
+        del value["search"]
+    return value
+
+
+def _sound_search(search: Any) -> bool:
+    if not isinstance(search, dict) or search.get("kind") != "coverage":
+        return isinstance(search, dict)
+    try:
+        CoverageSearch.model_validate(search)
+    except ValidationError:
+        return False
+    return True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from prolu_tune.errors import InputError, SurroundingsError
+from prolu_tune.results.places import local_storage
 from prolu_tune.results.quiet import quiet_mlflow
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def resolve_tracking_uri(tracking_uri: str | None, storage: str | Path | None) -
     named = tracking_uri or os.environ.get("PROLU_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI")
     if named:
         return named
-    folder = Path(storage or os.environ.get("PROLU_STORAGE") or DEFAULT_STORAGE)
-    return f"sqlite:///{folder.expanduser().absolute() / 'mlflow.db'}"
+    folder = local_storage(storage or os.environ.get("PROLU_STORAGE") or DEFAULT_STORAGE)
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def open_store(tracking_uri: str) -> "MlflowClient":

@@ -1,8 +1,8 @@
 """The live screen: a strip of L0 per architecture that fills, running trials, the best so far, the time left."""
 
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO, final
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TextIO, final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,7 +11,7 @@ from rich.text import Text
 from prolu_tune.results.records import Record
 from prolu_tune.screen.draw import axis_line, legend, letter, log_range, scatter, strip, style
 from prolu_tune.screen.progress import RunningTrial, SweepProgress
-from prolu_tune.screen.screen import Screen, ended_line, frontier_records, phase_line
+from prolu_tune.screen.screen import CountingScreen, ended_line, frontier_records
 from prolu_tune.screen.words import count, duration, fit, number, signed, trial_label
 
 REFRESHES_PER_S = 4
@@ -21,48 +21,38 @@ BAR_WIDTH = 10
 
 
 @final
-class LiveScreen(Screen):
+class LiveScreen(CountingScreen):
     """One screen that is drawn anew in place and leaves its last state, the frontier and the next commands behind.
 
     Args:
         stream: The terminal.
         color: False under NO_COLOR.
         width: Columns; None: the terminal's.
+        clock: Seconds that only grow, by which times are told.
     """
 
-    def __init__(self, stream: TextIO, *, color: bool = True, width: int | None = None) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        color: bool = True,
+        width: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(clock)
         self._console = Console(
             file=stream, force_terminal=True, no_color=not color, width=width, highlight=False, markup=False, emoji=False
         )
         self._ascii_only = not (self._console.encoding or "").lower().startswith("utf")
-        self._progress = SweepProgress()
-        self._lock = threading.RLock()
         self._live: Live | None = None
 
-    def start(
-        self,
-        sweep: str,
-        architectures: Sequence[str],
-        total: int | None,
-        done: int = 0,
-        l0_range: tuple[float, float] | None = None,
-        records: Iterable[Record] = (),
-    ) -> None:
-        with self._lock:
-            self._progress.start(sweep, architectures=architectures, total=total, done=done, l0_range=l0_range, records=records)
+    def _began(self, done: int) -> None:
         self._show()
 
-    def trial_started(self, index: int, label: str, architecture: str) -> None:
-        with self._lock:
-            self._progress.trial_started(index, label, architecture)
+    def _trial_began(self, label: str) -> None:
+        pass
 
-    def trial_progress(self, index: int, row: Mapping[str, Any]) -> None:
-        with self._lock:
-            self._progress.trial_progress(index, row)
-
-    def trial_ended(self, record: Record, state: str, message: str | None = None) -> None:
-        with self._lock:
-            self._progress.trial_ended(record)
+    def _trial_over(self, record: Record, state: str, message: str | None) -> None:
         if state not in ("finished", "stopped"):
             self.note(" ".join(ended_line(record, state, message).split()))
 
@@ -70,9 +60,7 @@ class LiveScreen(Screen):
         # soft_wrap: paths and ids in it stay whole, the terminal folds them.
         self._console.print(Text(text), soft_wrap=True)
 
-    def phase(self, text: str, done: int | None = None, total: int | None = None) -> None:
-        with self._lock:
-            self._progress.phase = phase_line(text, done, total)
+    def _phase_moved(self, text: str, *, finished: bool) -> None:
         self._show()
 
     def finish(self, records: Sequence[Record], frontier: Iterable[int], next_commands: Sequence[str]) -> None:

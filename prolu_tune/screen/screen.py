@@ -73,24 +73,96 @@ class Screen(ABC):
         """Gives the terminal back; call it however the sweep ends. Calling it again is harmless."""
 
 
-def make_screen(stream: TextIO | None = None, environment: Mapping[str, str] | None = None) -> Screen:
+class CountingScreen(Screen):
+    """A screen that keeps count of what it is told; how that is shown is left to hooks, which are called without the lock.
+
+    Args:
+        clock: Seconds that only grow, by which times are told.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._progress = SweepProgress(clock)
+        self._lock = threading.RLock()
+
+    @abstractmethod
+    def _began(self, done: int) -> None:
+        """Shows that the sweep begins, `done` trials having ended before."""
+
+    @abstractmethod
+    def _trial_began(self, label: str) -> None:
+        """Shows that a trial runs."""
+
+    @abstractmethod
+    def _trial_over(self, record: Record, state: str, message: str | None) -> None:
+        """Shows what became of a trial."""
+
+    @abstractmethod
+    def _phase_moved(self, text: str, *, finished: bool) -> None:
+        """Shows the line of the work at hand; text: without its count."""
+
+    def start(
+        self,
+        sweep: str,
+        architectures: Sequence[str],
+        total: int | None,
+        done: int = 0,
+        l0_range: tuple[float, float] | None = None,
+        records: Iterable[Record] = (),
+    ) -> None:
+        with self._lock:
+            self._progress.start(sweep, architectures=architectures, total=total, done=done, l0_range=l0_range, records=records)
+        self._began(done)
+
+    def trial_started(self, index: int, label: str, architecture: str) -> None:
+        with self._lock:
+            self._progress.trial_started(index, label, architecture)
+        self._trial_began(label)
+
+    def trial_progress(self, index: int, row: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._progress.trial_progress(index, row)
+
+    def trial_ended(self, record: Record, state: str, message: str | None = None) -> None:
+        with self._lock:
+            self._progress.trial_ended(record)
+        self._trial_over(record, state, message)
+
+    def phase(self, text: str, done: int | None = None, total: int | None = None) -> None:
+        with self._lock:
+            self._progress.phase = phase_line(text, done, total)
+        self._phase_moved(text, finished=done is not None and done == total)
+
+
+def _time_of_day() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+def make_screen(
+    stream: TextIO | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    time_of_day: Callable[[], str] = _time_of_day,
+) -> Screen:
     """Returns the live screen where `stream` is a terminal that can move its cursor, else the plain one.
 
     Args:
         stream: Standard error unless given.
         environment: TERM and NO_COLOR are read from it; the process's own unless given.
+        clock: Seconds that only grow, by which times are told.
+        time_of_day: What stands in front of a plain line.
     """
     target: TextIO = sys.stderr if stream is None else stream
     environment = os.environ if environment is None else environment
     if target.isatty() and environment.get("TERM", "dumb").lower() not in ("dumb", "unknown", ""):
         from prolu_tune.screen.live import LiveScreen
 
-        return LiveScreen(target, color=not environment.get("NO_COLOR"))
-    return PlainScreen(target)
+        return LiveScreen(target, color=not environment.get("NO_COLOR"), clock=clock)
+    return PlainScreen(target, clock=clock, now=time_of_day)
 
 
 @final
-class PlainScreen(Screen):
+class PlainScreen(CountingScreen):
     """One line per event with the time in front, never wrapped, and a heartbeat a minute.
 
     Args:
@@ -106,57 +178,38 @@ class PlainScreen(Screen):
         *,
         heartbeat_s: float = HEARTBEAT_S,
         clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], str] = lambda: time.strftime("%H:%M:%S"),
+        now: Callable[[], str] = _time_of_day,
     ) -> None:
+        super().__init__(clock)
         self._stream, self._heartbeat_s, self._clock, self._now = stream, heartbeat_s, clock, now
-        self._progress = SweepProgress(clock)
-        self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._heart: threading.Thread | None = None
         self._last_phase: tuple[str, str, float] = ("", "", -PHASE_PAUSE_S)
 
-    def start(
-        self,
-        sweep: str,
-        architectures: Sequence[str],
-        total: int | None,
-        done: int = 0,
-        l0_range: tuple[float, float] | None = None,
-        records: Iterable[Record] = (),
-    ) -> None:
+    def _began(self, done: int) -> None:
         with self._lock:
-            self._progress.start(sweep, architectures=architectures, total=total, done=done, l0_range=l0_range, records=records)
+            progress = self._progress
             resumed = f", {done} done before" if done else ""
-            amount = "trials" if total is None else f"{total} trials"
-            self._line(f"sweep {sweep}: {amount}, {len(architectures)} architectures{resumed}")
+            amount = "trials" if progress.total is None else f"{progress.total} trials"
+            self._line(f"sweep {progress.sweep}: {amount}, {len(progress.architectures)} architectures{resumed}")
             if self._heart is None:
                 self._heart = threading.Thread(target=self._beat, name="screen-heartbeat", daemon=True)
                 self._heart.start()
 
-    def trial_started(self, index: int, label: str, architecture: str) -> None:
-        with self._lock:
-            self._progress.trial_started(index, label, architecture)
-            self._line(f"started {label}")
+    def _trial_began(self, label: str) -> None:
+        self.note(f"started {label}")
 
-    def trial_progress(self, index: int, row: Mapping[str, Any]) -> None:
-        with self._lock:
-            self._progress.trial_progress(index, row)
-
-    def trial_ended(self, record: Record, state: str, message: str | None = None) -> None:
-        with self._lock:
-            self._progress.trial_ended(record)
-            self._line(f"trial {self._done()} {ended_line(record, state, message)}")
+    def _trial_over(self, record: Record, state: str, message: str | None) -> None:
+        self.note(f"trial {self._done()} {ended_line(record, state, message)}")
 
     def note(self, text: str) -> None:
         with self._lock:
             self._line(text)
 
-    def phase(self, text: str, done: int | None = None, total: int | None = None) -> None:
+    def _phase_moved(self, text: str, *, finished: bool) -> None:
         with self._lock:
-            self._progress.phase = phase_line(text, done, total)
             said, line, when = self._last_phase
-            started, finished = text != said, done is not None and done == total
-            moved = self._progress.phase != line
+            started, moved = text != said, self._progress.phase != line
             if text and moved and (started or finished or self._clock() - when >= PHASE_PAUSE_S):
                 self._last_phase = (text, self._progress.phase, self._clock())
                 self._line(self._progress.phase)

@@ -6,7 +6,7 @@ from stored_sweeps import Store, stored
 
 from prolu_tune.cli.main import main
 from prolu_tune.errors import InputError
-from prolu_tune.export.fetch import trained_folder
+from prolu_tune.results.checkpoints import sae_folder
 from prolu_tune.sae.folder import load_sae_folder
 
 __all__ = ["stored"]
@@ -40,7 +40,7 @@ def test_a_folder_is_exported_and_the_loading_line_printed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing-here", "out"], "neither an MLflow run id nor a folder"),
+        (["nothing-here", "out"], "nor an MLflow run id"),
         (["sae", "out", "--format", "dictionary_learning"], "per_token"),
         (["sae", "out", "--normalized-inputs"], "--normalized-inputs has no effect"),
         (["sae", "out", "--private"], "--private has no effect"),
@@ -60,6 +60,6 @@ def test_wrong_input_is_one_message_and_exit_code_2(tmp_path, monkeypatch, capsy
 def test_a_run_without_an_autoencoder_is_refused(stored: Store):
     with (
         pytest.raises(InputError, match="holds no trained SAE"),
-        trained_folder(stored.runs["exp3", 14], tracking_uri=stored.uri),
+        sae_folder(stored.runs["exp3", 14], tracking_uri=stored.uri),
     ):
         pass

@@ -74,3 +74,48 @@ def test_a_token_of_norm_0_has_no_relative_norm_and_does_not_spoil_the_mean():
 def test_no_token_has_no_mean():
     with pytest.raises(ValueError, match="no token"):
         metrics.MetricSums(d_in=2, d_sae=1).result()
+
+
+def naive_slope(x: torch.Tensor, acts: torch.Tensor, recon: torch.Tensor, W_dec: torch.Tensor) -> float:
+    """Returns the slope from its words: per active latent and token the best coefficient by lstsq, then centred sums."""
+    top = bottom = 0.0
+    for i in range(acts.shape[1]):
+        pairs = []
+        for t in range(len(x)):
+            if acts[t, i] > 0:
+                without = x[t] - (recon[t] - acts[t, i] * W_dec[i])
+                best = torch.linalg.lstsq(W_dec[i][:, None].double(), without[:, None].double()).solution.item()
+                pairs.append((acts[t, i].item(), best))
+        if pairs:
+            a, m = (torch.tensor(values, dtype=torch.float64) for values in zip(*pairs, strict=True))
+            top += ((a - a.mean()) * (m - m.mean())).sum().item()
+            bottom += (m - m.mean()).square().sum().item()
+    return top / bottom
+
+
+@pytest.mark.parametrize("sizes", [[60], [7, 50, 3]])
+def test_the_slope_of_magnitudes_is_what_its_words_say(tokens, sizes):
+    x, acts, _ = tokens
+    W_dec = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+    recon = acts @ W_dec + 0.5
+    sums = metrics.MagnitudeSums(W_dec=W_dec)
+    for part in zip(x.split(sizes), acts.split(sizes), recon.split(sizes), strict=True):
+        sums.add(*part)
+    assert sums.result()["magnitude_slope"] == pytest.approx(naive_slope(x, acts, recon, W_dec), rel=1e-5)
+
+
+def test_the_slope_sees_suppression_that_grows_with_magnitude_and_not_a_constant_shift():
+    true = torch.rand(200, 3, generator=torch.Generator().manual_seed(2)) + 1
+    W_dec, slopes = torch.eye(3), []
+    for acts in (true, 0.5 * true, true - 0.5, 2 * true - 1):
+        sums = metrics.MagnitudeSums(W_dec=W_dec)
+        sums.add(true @ W_dec, acts, acts @ W_dec)
+        slopes.append(sums.result()["magnitude_slope"])
+    assert slopes == pytest.approx([1, 0.5, 1, 2], rel=1e-5)
+
+
+def test_without_two_magnitudes_there_is_no_slope():
+    sums = metrics.MagnitudeSums(W_dec=torch.eye(2))
+    assert math.isnan(sums.result()["magnitude_slope"])
+    sums.add(torch.ones(3, 2), torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[1.0, 0.0]] * 3))
+    assert math.isnan(sums.result()["magnitude_slope"])

@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_samples import ALL, curves, sweep
 
 from prolu_tune.pareto import pareto_frontier
 from prolu_tune.report import build_report
+from prolu_tune.report.curves import make_plane
 
 CHROMIUM = os.environ.get("PROLU_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = [
@@ -158,12 +160,62 @@ def test_both_axes_of_the_main_plot_can_be_chosen(opened, rows):
     assert (opened.messages, opened.requests) == ([], [])
 
 
+@pytest.mark.parametrize(("x", "y"), [("l1", "ce_degradation"), ("l0", "ce_loss_score")])
+def test_bands_of_any_plane_are_those_of_the_curves(opened, rows, x, y):
+    opened.page.select_option("#choose-y", y)
+    opened.page.select_option("#choose-x", x)
+    opened.page.wait_for_function(f"document.querySelector('{MAIN}').noise?.rows?.[0]?.plane === '{x}|{y}'")
+    drawn = opened.page.evaluate(f"document.querySelector('{MAIN}').noise")
+    plane = make_plane([row for row in rows if row["state"] == "finished"], x, y)
+    assert plane is not None
+    for name in plane.architectures:
+        low, high = plane.interval(name)
+        known = np.isfinite(low)
+        mine = [row for row in drawn["rows"] if row["architecture"] == name]
+        # At the ends of a curve it is a matter of chance whether half of the replicates reach there.
+        assert abs(len(mine) - known.sum()) <= 4
+        places = [int(np.argmin(np.abs(np.log(plane.grid) - np.log(row["at"])))) for row in mine]
+        both = [(row, place) for row, place in zip(mine, places, strict=True) if known[place]]
+        assert [row["low"] for row, _ in both] == pytest.approx(low[[place for _, place in both]], rel=0.01)
+        assert [row["high"] for row, _ in both] == pytest.approx(high[[place for _, place in both]], rel=0.01)
+    opened.page.wait_for_function("document.getElementById('noise').textContent.includes('beyond noise on')")
+    opened.page.wait_for_function(f"document.querySelectorAll('{MAIN} svg g.mark-area path').length >= {len(ALL)}")
+    chances = np.stack(list(plane.chances().values()))
+    known = np.isfinite(chances).any(axis=0)
+    assert drawn["sure"] == pytest.approx((chances[:, known].max(axis=0) >= 0.95).mean(), abs=0.1)
+
+
 def test_on_paper_controls_are_gone_and_the_page_prints(opened):
     opened.page.emulate_media(media="print")
     assert opened.page.locator(".choose").is_hidden() and opened.page.locator("#vg-tooltip-element").is_hidden()
     assert opened.page.locator(".legend").is_visible()
     assert opened.page.pdf().startswith(b"%PDF")
     opened.page.emulate_media(media="screen")
+
+
+def test_it_opens_inside_mlflows_artifact_view(browser, file):
+    """MLflow shows an HTML artifact as a blob in an iframe that may run scripts and nothing else."""
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE_MS)
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.evaluate(
+        """html => {
+            const frame = document.createElement("iframe");
+            frame.sandbox = "allow-scripts";
+            frame.src = URL.createObjectURL(new Blob([html], { type: "text/html" }));
+            document.body.append(frame);
+        }""",
+        file.read_text(encoding="utf-8"),
+    )
+    inside = page.wait_for_selector("iframe").content_frame()
+    inside.wait_for_function("document.documentElement.dataset.ready")
+    assert inside.evaluate("document.querySelectorAll('figure[data-drawn] svg.marks').length") >= 15
+    inside.select_option("#choose-x", "mse")
+    inside.wait_for_function("document.getElementById('main-title').textContent === 'CE degradation against MSE'")
+    assert said == []
+    context.close()
 
 
 def test_a_phone_in_the_dark_shows_all_of_it_within_its_width(browser, file):

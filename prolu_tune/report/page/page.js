@@ -18,13 +18,13 @@
     return rows;
   }
 
-  async function draw(figure, spec) {
+  async function draw(figure, spec, own = {}) {
     const place = figure.querySelector(".chart");
     const before = views.findIndex((entry) => entry.figure === figure);
     if (before >= 0) views.splice(before, 1)[0].result.finalize();
     const text = JSON.stringify(spec);
     const names = Object.keys(DATA.datasets).filter((name) => text.includes(`{"name":"${name}"}`));
-    const datasets = Object.fromEntries(names.map((name) => [name, rowsOf(DATA.datasets[name])]));
+    const datasets = Object.fromEntries(names.map((name) => [name, own[name] || rowsOf(DATA.datasets[name])]));
     const full = { ...spec, config: DATA.config, datasets: { ...(spec.datasets || {}), ...datasets } };
     const result = await vegaEmbed(place, full, { ...options, downloadFileName: figure.id });
     result.view.addEventListener("mouseover", (event, item) => mark(item && item.datum && item.datum.run_id));
@@ -82,15 +82,28 @@
       if (!keepScales) logs[side].checked = positive && span.high / span.low >= DATA.log_span;
       kinds[side] = { log: logs[side].checked && positive, ticks: positive ? logTicks(span) : [] };
     }
-    const banded = DATA.banded.includes(`${chosen.x.value}|${chosen.y.value}`);
+    const plane = `${chosen.x.value}|${chosen.y.value}`;
+    const noise = DATA.seeds > 1 ? proluBands(rowsOf(DATA.datasets.runs), chosen.x.value, chosen.y.value, axis.y) : null;
+    figure.noise = noise;
+    const own = noise && !DATA.banded.includes(plane) ? { bands: noise.rows } : {};
+    const banded = own.bands ? own.bands.length > 0 : DATA.banded.includes(plane);
     const layers = template.layer.filter((layer) => banded || !(layer.data && layer.data.name === "bands"));
     let text = JSON.stringify({ ...template, layer: layers });
     for (const side of ["x", "y"]) {
       text = text.replaceAll(`${side}_field__`, chosen[side].value).replaceAll(`${side}_title__`, axis[side].title)
         .replaceAll(`${side}_short__`, axis[side].short).replaceAll(`${side}_sign__`, axis[side].larger ? "-1" : "1");
     }
-    await draw(figure, setScales(JSON.parse(text), kinds, null));
+    await draw(figure, setScales(JSON.parse(text), kinds, null), own);
     document.getElementById("main-title").textContent = `${axis.y.short} against ${axis.x.short}`;
+    document.getElementById("noise").textContent = inWords(noise, axis);
+  }
+
+  function inWords(noise, axis) {
+    if (noise === null) return "One seed per setting: how much of a difference is noise is not known.";
+    if (noise.sure === null) return "No two architectures share a range here.";
+    const share = Math.round(100 * noise.sure);
+    const rest = share === 100 ? "nowhere are the best two within noise" : "elsewhere the best ones are within noise of each other";
+    return `At equal ${axis.x.short}, one architecture has the best ${axis.y.short} beyond noise on ${share} % of the range; ${rest}.`;
   }
 
   // The legend, which holds for all plots at once.
