@@ -2,19 +2,23 @@
 
 import errno
 import os
+import shutil
+import signal
 import sys
+import threading
 from typing import Annotated, Literal
 
 import typer
 
 from prolu_tune import __version__
-from prolu_tune.cli import export, plan, query, report, run
+from prolu_tune.cli import evaluate, export, plan, query, report, run
+from prolu_tune.cli.tables import folded
 from prolu_tune.errors import InputError, SurroundingsError
 
 ROOT_HELP = """\b
-  prolu-tune plan search_spaces/quickstart.yaml     what it would take
-  prolu-tune run search_spaces/quickstart.yaml      runs it; the same command again continues
-  prolu-tune pareto quickstart                      the frontier over (L0, CE degradation)
+  prolu-tune plan search_spaces/quickstart.yaml   what it would take
+  prolu-tune run search_spaces/quickstart.yaml    runs it, or continues it
+  prolu-tune pareto quickstart                    L0 against CE degradation
 
 Sweeps of sparse autoencoders over language-model activations, from a search space to a Pareto frontier.
 """
@@ -26,9 +30,11 @@ SHORT_HELP = {
     "plan": "What a sweep would take; runs nothing.",
     "run": "Runs a sweep, or continues it.",
     "cache": "Prepares activations ahead of a sweep.",
+    "stop": "Saves and stops a sweep on a cluster.",
     "status": "How far a sweep is, and what failed.",
     "pareto": "The frontier over (L0, CE degradation).",
     "best": "The runs to use, under a limit of L0.",
+    "evaluate": "Metrics from stored checkpoints, also new ones.",
     "report": "One page with every plot and table.",
     "export": "An autoencoder as a folder for other tools.",
     "dashboard": "Opens MLflow's own pages.",
@@ -66,6 +72,7 @@ def make_app() -> typer.Typer:
     run.register(app)
     plan.register(app)
     query.register(app)
+    evaluate.register(app)
     report.register(app)
     export.register(app)
     order = list(SHORT_HELP)
@@ -78,10 +85,13 @@ def make_app() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and leaves the process with its exit code."""
+    # Until a sweep takes care of it, SIGTERM leaves as Ctrl-C does: with 130.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         make_app()(arguments, prog_name="prolu-tune")
     except (InputError, SurroundingsError) as error:
-        print(error, file=sys.stderr)
+        print(folded(str(error), shutil.get_terminal_size().columns if sys.stderr.isatty() else None), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in DISK_ERRORS:

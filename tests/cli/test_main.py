@@ -42,8 +42,46 @@ def test_root_help_starts_with_three_commands_to_copy(capsys: pytest.CaptureFixt
 def test_help_of_a_verb_has_examples_and_names_environment_variables(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     code, out, err = call(capsys, verb, "--help")
     assert (code, err) == (0, "")
-    assert 2 <= out.partition("Examples:")[2].count(f"  prolu-tune {verb}") <= 3
+    assert 2 <= out.partition("Examples:")[2].count(f"  prolu-tune {verb}") <= 4
     assert "PROLU_" in out.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_fits_a_terminal_of_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str | None
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = call(capsys, *([verb] if verb else []), "--help")[1]
+    copied = [line for line in out.splitlines() if line.strip().startswith("prolu-tune ")]
+    assert copied, "there are lines to copy"
+    assert max(map(len, out.splitlines())) <= 80
+    broken = [
+        line for line in out.splitlines() if line and not line.startswith((" ", "Usage", "Options", "Commands", "Arguments"))
+    ]
+    assert broken == [], "a line to copy that was broken goes on at the left edge"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_verbs_options_and_names_of_sweeps(tmp_path: Path, shell: str) -> None:
+    for name in ("exp1", "exp3", "exp3~20261122"):
+        (tmp_path / "sweeps" / name).mkdir(parents=True)
+
+    def complete(*words: str) -> str:
+        asked = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": " ".join(words)}
+        environment = os.environ | asked | {"PROLU_STORAGE": str(tmp_path), "_PROLU_TUNE_COMPLETE": f"complete_{shell}"}
+        environment |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args", "_TYPER_COMPLETE_WORD_TO_COMPLETE": words[-1]}
+        return subprocess.run(spawn(), env=environment, capture_output=True, text=True, check=False).stdout
+
+    assert "pareto" in complete("prolu-tune", "par")
+    assert "--max-l0" in complete("prolu-tune", "best", "exp1", "--max")
+    named = complete("prolu-tune", "evaluate", "exp")
+    assert "exp1" in named and "exp3" in named and "~" not in named
+
+
+def test_the_completion_script_calls_back_into_the_command() -> None:
+    shown = subprocess.run(spawn("--show-completion"), capture_output=True, text=True, check=False)
+    # Typer finds out which shell it was called from; from none it says so.
+    assert "_PROLU_TUNE_COMPLETE=complete_" in shown.stdout or "not supported" in shown.stdout + shown.stderr
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +142,7 @@ def test_a_wrong_flag_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert (code, out) == (2, "") and err.startswith("--set training.lr=-1: training.lr should be greater than 0, got -1")
 
 
-@pytest.mark.parametrize(("storage", "words"), [("x.yaml", "cannot write to"), ("s3://bucket/runs", "not a URI")])
+@pytest.mark.parametrize(("storage", "words"), [("x.yaml", "cannot write to"), ("ftp://host/runs", "URI")])
 def test_a_storage_that_is_no_folder_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str, words: str
 ) -> None:

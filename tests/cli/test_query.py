@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +17,8 @@ import pytest
 from stored_sweeps import EXP3, Store
 
 from prolu_tune.cli.main import main
-from prolu_tune.cli.tables import RUN_COLUMNS, aligned
+from prolu_tune.cli.progress import Work
+from prolu_tune.cli.tables import RUN_COLUMNS, aligned, folded
 from prolu_tune.results.records import FIELDS
 
 
@@ -217,7 +220,7 @@ def test_a_narrow_terminal_loses_columns_but_no_part_of_an_id(call):
 
 
 def test_names_of_sweeps_complete_in_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from prolu_tune.cli.query import complete_names
+    from prolu_tune.cli.options import complete_names
 
     monkeypatch.setenv("PROLU_STORAGE", str(tmp_path))
     assert complete_names("") == []
@@ -252,3 +255,58 @@ def test_the_dashboard_serves_the_store_on_loopback_only(stored: Store, tmp_path
     else:
         pytest.fail("the server outlived the verb")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_too_wide_for_the_terminal_gives_its_ids_lines_of_their_own():
+    records = [dict.fromkeys(FIELDS) | {"run_id": f"{i:032x}", "architecture": "prolu_ste+l1", "l0": 10.0 * i} for i in (1, 2)]
+    for width in (60, 80, 200):
+        lines = aligned(records, width=width)
+        assert max(map(len, lines)) <= width
+        assert all(record["run_id"] in "\n".join(lines) for record in records), "ids are never cut"
+    narrow = aligned(records, width=60)
+    assert narrow[2].strip() == records[0]["run_id"] and "run_id" not in narrow[0]
+
+
+def test_long_lines_break_between_words_on_a_terminal_only():
+    text = "no sweep exp9 in sqlite:////a/rather/long/path/mlflow.db; there are: exp1, exp3\nsecond line"
+    assert folded(text, None) == text
+    lines = folded(text, 45).splitlines()
+    assert "sqlite:////a/rather/long/path/mlflow.db;" in lines[1] and max(map(len, lines)) <= 45 and lines[-1] == "second line"
+
+
+def test_work_is_silent_off_a_terminal_until_it_takes_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    clock = iter([0.0, 1.0, 3.0, 3.0, 5.0, 14.0, 14.0])
+    monkeypatch.setattr("prolu_tune.cli.progress.time.monotonic", lambda: next(clock))
+    with Work() as work:
+        work.show("reading")
+        work.show("tokens", 1, 4)
+        work.show("tokens", 2, 4)
+        work.show("tokens", 3, 4)
+    assert capsys.readouterr() == ("", "tokens 25%\ntokens 75%\n")
+
+
+def test_on_a_terminal_work_shows_a_bar_and_leaves_nothing_behind(tmp_path: Path):
+    import pty
+
+    code = "import time\nfrom prolu_tune.cli.progress import Work\n"
+    code += "with Work() as work:\n work.show('tokens', 1, 2)\n time.sleep(0.3)\n"
+    main_end, other_end = pty.openpty()
+    environment = {"NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "60", "PATH": "/usr/bin"}
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=other_end, env=environment, cwd=Path(__file__).parents[2])
+    assert process.wait(60) == 0
+    shown = os.read(main_end, 100_000).decode()
+    assert "tokens" in shown and "50%" in shown
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown), "NO_COLOR"
+    assert shown.rstrip().endswith("\x1b[2K"), "the line is wiped"
+
+
+def test_an_axis_that_is_no_field_of_a_run_has_its_values_in_every_form(call, stored: Store):
+    axes = ("pareto", "exp3", "--x", "l0", "--y", "ce_degradation_bos_kept", "--architecture", "relu+l1")
+    expected = {100.0: 0.1, 40.0: 0.25, 15.0: 0.6}
+    document = call(*axes, "--json").document
+    assert dict(document["points"].values()) == expected
+    assert set(document["points"]) == {run["run_id"] for run in document["runs"]}
+    rows = list(csv.DictReader(io.StringIO(call(*axes, "--format", "csv").out)))
+    assert {float(row["l0"]): float(row["ce_degradation_bos_kept"]) for row in rows} == expected
+    lines = [line.split() for line in call(*axes).out.splitlines() if line.startswith("relu+l1") and "of" not in line]
+    assert [line[-2] for line in lines] == ["0.6", "0.25", "0.1"]
