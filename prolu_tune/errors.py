@@ -14,3 +14,7 @@ class SurroundingsError(RuntimeError):
     """The world failed (disk full, server gone, node lost); state is saved; exit code 3."""
 
     exit_code = 3
+
+
+class OtherNumericsError(SurroundingsError):
+    """A training stopped halfway would go on where the last bits come out differently; it waits for a decision."""

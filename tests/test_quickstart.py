@@ -1,9 +1,12 @@
 """The README's first command, end to end, in a temporary folder: real Ray, real MLflow, the bundled model."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-SPACE = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
+ROOT = Path(__file__).parent.parent
+SPACE = ROOT / "search_spaces" / "quickstart.yaml"
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -133,3 +137,44 @@ def test_status_shows_all_trials_finished(run: Call, folder: Path) -> None:
     status = prolu_tune("status", "quickstart", "--json", folder=folder)
     assert status.code == 0
     assert status.document["states"] == {"finished": 18}
+
+
+def tour() -> dict[str, list[str]]:
+    """Returns what the README shows below each of its commands on the quickstart's sweep, `run` itself left out."""
+    shown: dict[str, list[str]] = {}
+    lines: list[str] | None = None
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if match := re.fullmatch(r"    \$ prolu-tune (.*)", line):
+            lines = (
+                shown.setdefault(match[1], [])
+                if "quickstart" in match[1] and not match[1].startswith(("run ", "plan "))
+                else None
+            )
+        elif lines is not None and line.startswith("    "):
+            lines.append(line)
+        elif line:
+            lines = None
+    return shown
+
+
+def words(line: str) -> str:
+    """Returns a line without its columns' widths."""
+    return " ".join(line.split())
+
+
+def test_the_commands_of_the_readme_say_what_it_shows(run: Call, folder: Path) -> None:
+    commands = tour()
+    assert len(commands) >= 1
+    with ThreadPoolExecutor(2) as pool:  # importing MLflow takes a command seconds
+        calls = dict(zip(commands, pool.map(lambda c: prolu_tune(*shlex.split(c), folder=folder), commands), strict=True))
+    for command, expected in commands.items():
+        ended = calls[command]
+        assert ended.code == 0, ended.err
+        said = {words(line) for line in (ended.out + ended.err).splitlines()}
+        # Numbers and ids are each machine's own; headings and sentences are not.
+        promised = {
+            words(line)
+            for line in expected
+            if line.strip() and not re.search(r"[0-9]", line.replace("L0", "").replace("l1", ""))
+        }
+        assert promised <= said, f"{command}: {sorted(promised - said)}"

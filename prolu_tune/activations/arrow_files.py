@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import xxhash
 from prolu_tune.errors import InputError, SurroundingsError
 
 SUFFIX = ".arrow"
+_MAGIC = b"ARROW1\0\0"
 _verified: set[tuple[str, int, int, int]] = set()
 
 
@@ -99,25 +101,77 @@ def open_mapped(path: Path) -> tuple[mmap.mmap, list[np.ndarray]]:
         if xxhash.xxh3_128(mapped).hexdigest() != path.stem.rpartition("-")[2]:
             raise DamagedFileError(f"{path.name} does not have the checksum of its name")
         _verified.add(key)
-    buffer = pa.py_buffer(mapped)
     try:
-        with pa.ipc.open_file(pa.BufferReader(buffer)) as reader:
-            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-        return mapped, [_column(batch, mapped, buffer.address) for batch in batches]
-    except (pa.ArrowException, AttributeError, OSError, ValueError) as error:
+        return mapped, _arrays(mapped)
+    except (pa.ArrowException, LookupError, NotImplementedError, OSError, struct.error, ValueError) as error:
         raise DamagedFileError(f"{path.name} is not a file of fixed-width rows ({error})") from error
 
 
+def _arrays(mapped: mmap.mmap) -> list[np.ndarray]:
+    """Returns the column of each record batch, read message by message: nothing is allocated for what a file claims.
+
+    Raises:
+        ValueError: if it is anything but uncompressed rows of numbers; Arrow has errors of its own besides.
+    """
+    buffer = pa.py_buffer(mapped)
+    messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(buffer.slice(len(_MAGIC))))
+    if mapped[: len(_MAGIC)] != _MAGIC:
+        raise ValueError("no Arrow file")
+    first = next(messages, None)
+    if first is None or first.type != "schema":  # Arrow takes any message for a schema, and reads outside of it
+        raise ValueError("no schema")
+    schema = pa.ipc.read_schema(first)
+    if len(schema) != 1 or not _is_rows(schema.types[0]):
+        raise ValueError(f"columns {str(schema)[:100]}")
+    arrays = []
+    for message in messages:
+        if message.type != "record batch" or _compressed(message.metadata.to_pybytes()):
+            raise ValueError(f"a {message.type} that we do not write")
+        arrays.append(_column(pa.ipc.read_record_batch(message, schema), mapped, buffer.address))
+    return arrays
+
+
+def _is_rows(kind: pa.DataType) -> bool:
+    if not isinstance(kind, pa.FixedSizeListType) or kind.list_size < 1:
+        return False
+    return pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+
+
+def _compressed(metadata: bytes) -> bool:
+    """Returns whether a record batch's body is compressed; reading it would allocate whatever size it names.
+
+    Arrow's flatbuffer: Message(version, header_type, header, ...), RecordBatch(length, nodes, buffers, compression).
+    """
+    header = _field(metadata, struct.unpack_from("<I", metadata)[0], 2)
+    if header is None:
+        raise ValueError("a message without a header")
+    return _field(metadata, header + struct.unpack_from("<I", metadata, header)[0], 3) is not None
+
+
+def _field(metadata: bytes, table: int, number: int) -> int | None:
+    """Returns where a field of a flatbuffer's table stands, None if it is left out."""
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    place = 4 + 2 * number
+    if vtable < 0:
+        raise ValueError("a table outside its message")
+    if place >= struct.unpack_from("<H", metadata, vtable)[0]:
+        return None
+    offset = struct.unpack_from("<H", metadata, vtable + place)[0]
+    return table + offset if offset else None
+
+
 def _column(batch: pa.RecordBatch, mapped: mmap.mmap, base: int) -> np.ndarray:
+    batch.validate()  # that buffers are as long as the rows need; Arrow itself would read on behind them
     column = batch.column(0)
-    if not isinstance(column, pa.FixedSizeListArray) or column.null_count:
-        raise ValueError(f"column type {column.type}")
-    values = column.values
-    data = values.buffers()[1]
-    count = len(column) * column.type.list_size
-    dtype = np.dtype(values.type.to_pandas_dtype())
-    array = np.frombuffer(mapped, dtype=dtype, count=count, offset=data.address - base)
-    return array.reshape(len(column), column.type.list_size)
+    assert isinstance(column, pa.FixedSizeListArray)
+    width, count = column.type.list_size, len(column)
+    data = column.values.buffers()[1]
+    if column.null_count or column.values.null_count or data is None:
+        raise ValueError("rows without values")
+    dtype = np.dtype(column.values.type.to_pandas_dtype())
+    if not 0 <= data.address - base <= len(mapped) - data.size or data.size < count * width * dtype.itemsize:
+        raise ValueError(f"{count} rows of {width} outside the file")
+    return np.frombuffer(mapped, dtype=dtype, count=count * width, offset=data.address - base).reshape(count, width)
 
 
 def fixed_rows(array: np.ndarray, *, name: str) -> pa.RecordBatch:
@@ -140,7 +194,10 @@ def exclusive(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise cache_error(error, folder) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for leftover in folder.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in folder.glob("*.tmp"):
+                leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise cache_error(error, folder) from error
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prolu_tune.activations.arrow_files import cache_error, exclusive
-from prolu_tune.durable import replace_file
+from prolu_tune.durable import DamagedLineError, replace_file, sealed, unsealed
 
 
 def digest_of(document: Mapping[str, Any]) -> str:
@@ -34,7 +34,7 @@ def store_json(path: Path, document: Mapping[str, Any]) -> None:
     """
     with exclusive(path.parent):
         try:
-            replace_file(path, [json.dumps(document).encode()])
+            replace_file(path, [sealed(dict(document))])
         except OSError as error:
             raise cache_error(error, path.parent) from error
 
@@ -42,10 +42,9 @@ def store_json(path: Path, document: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the JSON object in a file of ours, or None if the file is missing or damaged."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return unsealed(path.read_bytes())
+    except (OSError, DamagedLineError):
         return None
-    return document if isinstance(document, dict) else None
 
 
 def _file_digest(path: Path, memo: Path | None) -> str:

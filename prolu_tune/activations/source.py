@@ -80,6 +80,11 @@ class ActivationSource:
                 self._model = LanguageModel(self.config, device=self.device, info=self.info)
             return self._model
 
+    @property
+    def tokens_processed(self) -> int:
+        """Tokens that have passed through the language model so far, for whatever purpose; does not load it."""
+        return 0 if self._model is None else self._model.tokens_processed
+
     def ensure(self, chunk: int) -> Path:
         """Returns the file of a chunk of the training stream, made if it is missing.
 

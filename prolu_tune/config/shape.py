@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ RESIDUAL_HOOKS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_a
 """Hooks that are as wide as the residual stream; the last part of the name."""
 OTHER_BLOCK_HOOKS = ("hook_in", "hook_out", "hook_attn_in", "hook_mlp_in", "hook_q_input", "hook_k_input", "hook_v_input")
 """Further hooks that TransformerLens may have directly in a block; the model is asked for their width."""
+MAX_CONFIG_BYTES = 1_000_000
 GPT2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}
 """The post's model, so that its experiments can be planned without a network."""
 
@@ -47,8 +49,8 @@ def model_shape(activations: ActivationConfig) -> ModelShape | None:
     """
     if activations.model == "embedded":
         return _read(EMBEDDED_MODEL / "config.json") if (EMBEDDED_MODEL / "config.json").is_file() else None
-    folder = Path(activations.model).expanduser()
-    if folder.is_dir():
+    folder = _local_path("activations.model", activations.model)
+    if _there(folder, Path.is_dir):
         if not (folder / "config.json").is_file():
             raise InputError(f"activations.model: {folder} holds no config.json; give a folder in Hugging Face format")
         return _read(folder / "config.json")
@@ -97,8 +99,8 @@ def check_dataset_exists(activations: ActivationConfig) -> None:
         InputError: if it is not.
     """
     name = activations.dataset
-    path = Path(name).expanduser()
-    if name != "embedded" and not path.exists() and (_is_path(name) or path.suffix in DATA_SUFFIXES):
+    path = _local_path("activations.dataset", name)
+    if name != "embedded" and not _there(path, Path.exists) and (_is_path(name) or path.suffix in DATA_SUFFIXES):
         raise InputError(
             f"activations.dataset: no such file or folder {path}; give `embedded`, a Hugging Face name or an existing "
             "file or folder of Parquet, JSON lines or text"
@@ -126,14 +128,30 @@ def hook_width(hook_name: str, shape: ModelShape) -> int | None:
     return None
 
 
+def _local_path(key: str, name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise InputError(f"{key}: {name} begins with a user who is not known here; write the folder out") from None
+
+
+def _there(path: Path, check: Callable[[Path], bool]) -> bool:
+    """Returns whether a path is there; one that no file system knows (too long, a zero byte) is not."""
+    try:
+        return check(path)
+    except (OSError, ValueError):
+        return False
+
+
 def _is_path(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _read(path: Path) -> ModelShape:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            data = json.loads(file.read(MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"activations.model: {path} cannot be read as JSON ({error}); give a folder in Hugging Face format"
         ) from None
@@ -141,10 +159,12 @@ def _read(path: Path) -> ModelShape:
 
 
 def _shape(data: Any, *, source: str = "config.json") -> ModelShape:
-    data = data.get("text_config", data) if isinstance(data, dict) else {}
+    data = data if isinstance(data, dict) else {}
+    data = data["text_config"] if isinstance(data.get("text_config"), dict) else data
 
     def first(*names: str) -> int | None:
-        return next((data[name] for name in names if isinstance(data.get(name), int)), None)
+        # type() and not isinstance: JSON's true is an int to Python. The limit keeps products of sizes printable.
+        return next((data[name] for name in names if type(data.get(name)) is int and 0 < data[name] < 2**31), None)
 
     d_model, num_layers = first("hidden_size", "n_embd", "d_model"), first("num_hidden_layers", "n_layer", "num_layers")
     if d_model is None or num_layers is None:

@@ -1,6 +1,7 @@
 """Strict reading of YAML: plain data and the line and column of every key and value.
 
-What a configuration never needs is refused: duplicate keys, aliases, tags, more than 1 MB, nesting deeper than 20.
+What a configuration never needs is refused: duplicate keys, aliases, tags, more than 1 MB, more than 5,000 values,
+nesting deeper than 20.
 Numbers and booleans follow YAML 1.2 (`1e-3` is a number, `no` is a word), unlike PyYAML's own rules.
 """
 
@@ -15,6 +16,8 @@ from prolu_tune.errors import InputError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+MAX_VALUES = 5_000
+"""Each value takes a kilobyte while it is read, and half a million of them fit into a file of MAX_BYTES."""
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands: mapping keys and sequence indices from the top."""
@@ -165,7 +168,7 @@ def parse(text: str, *, source: str, positions: bool = True) -> tuple[Any, Docum
 
 def _refuse_unneeded(text: str, place: Any) -> None:
     """Checks the stream of events, before anything is built from it."""
-    depth = 0
+    depth = num_values = 0
     for event in yaml.parse(text, Loader=_Yaml12Loader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise InputError(f"{place(event.start_mark)}: aliases and anchors (* and &) are not allowed; write the value out")
@@ -173,6 +176,12 @@ def _refuse_unneeded(text: str, place: Any) -> None:
             depth += 1
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             depth -= 1
+        num_values += isinstance(event, yaml.NodeEvent)
+        if num_values > MAX_VALUES:
+            raise InputError(
+                f"{place(event.start_mark)}: more than {MAX_VALUES:,} keys and values; "
+                "give coefficients as {low, high, count} or {start, factor, count}"
+            )
         if depth > MAX_DEPTH:
             raise InputError(f"{place(event.start_mark)}: nested deeper than {MAX_DEPTH} levels; a search space needs four")
         tag = getattr(event, "tag", None)
@@ -187,17 +196,27 @@ def _construct(loader: yaml.SafeLoader, node: yaml.Node, path: KeyPath, document
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, child, (*path, i), document, place) for i, child in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
+        _refuse_half_characters(node, place)
         return int(node.value) if node.tag == "tag:yaml.org,2002:int" else loader.construct_object(node)
     data: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             raise InputError(f"{place(key_node.start_mark)}: a key must be a word, not a list or mapping")
+        _refuse_half_characters(key_node, place)
         key = str(key_node.value)
         if key in data:
             raise InputError(f"{place(key_node.start_mark)}: {key} stands twice in the same mapping; keep one")
         document.keys[(*path, key)] = place(key_node.start_mark)
         data[key] = _construct(loader, value_node, (*path, key), document, place)
     return data
+
+
+def _refuse_half_characters(node: yaml.Node, place: Any) -> None:
+    """Refuses one half of a surrogate pair, which an escape can spell and no file or terminal can show."""
+    if any("\ud800" <= character <= "\udfff" for character in node.value):
+        raise InputError(
+            f"{place(node.start_mark)}: an escape between \\ud800 and \\udfff is no character; write the whole one"
+        )
 
 
 def _kind(data: object) -> str:

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch import Tensor
 from prolu_tune.durable import replace_file
 
 MAX_HEADER_BYTES = 1_000_000
+MAX_JSON_PARTS = 20_000
+"""Values in a header or a `config.json`; a megabyte of `[],[],...` would take thirty megabytes of objects."""
 _CODES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
@@ -44,7 +46,7 @@ def spec_of(tensor: Tensor) -> TensorSpec:
 
 def content_digest(tensors: dict[str, Tensor], text: str = "") -> str:
     """Returns the SHA-256 over names, dtypes, shapes and bytes of the tensors, in order of name, and a text."""
-    digest = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(text.encode(errors="surrogatepass"))
     for name in sorted(tensors):
         digest.update(f"\0{name}\0{_CODES[tensors[name].dtype]}\0{tuple(tensors[name].shape)}\0".encode())
         digest.update(_bytes_of(tensors[name]))
@@ -89,6 +91,24 @@ def read_small_file(path: Path, *, max_bytes: int) -> bytes:
     return content
 
 
+def read_json_object(text: bytes | str, *, what: str) -> dict[str, Any]:
+    """Returns the JSON object in a text of limited size.
+
+    Raises:
+        DamagedFileError: if it is none, or holds more values than any of ours.
+    """
+    marks: tuple[Any, ...] = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
+    if sum(text.count(mark) for mark in marks) > MAX_JSON_PARTS:
+        raise DamagedFileError(f"{what} holds more than {MAX_JSON_PARTS} values")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{what} is not JSON ({type(error).__name__})") from error
+    if not isinstance(document, dict):
+        raise DamagedFileError(f"{what} is not a JSON object")
+    return document
+
+
 def read_tensors(path: Path, expected: dict[str, TensorSpec]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns the tensors of a safetensors file, exactly those expected, and its metadata.
 
@@ -117,12 +137,7 @@ def _checked_header(
     path: Path, text: bytes, expected: dict[str, TensorSpec], *, data_bytes: int
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Returns where each tensor starts, and the metadata."""
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path}: its header is not JSON ({type(error).__name__})") from error
-    if not isinstance(header, dict):
-        raise DamagedFileError(f"{path}: its header is not a JSON object")
+    header = read_json_object(text, what=f"the header of {path}")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise DamagedFileError(f"{path}: its metadata is not a table of strings")

@@ -5,9 +5,9 @@ Order of every ending: result into the study (the truth), then MLflow, then the 
 
 import threading
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from prolu_tune.config.trial import TrialConfig
 from prolu_tune.errors import SurroundingsError
@@ -16,7 +16,13 @@ from prolu_tune.results.records import Record, new_record
 from prolu_tune.screen.screen import Screen
 from prolu_tune.sweep.files import SweepFolder
 from prolu_tune.sweep.study import Proposal, Proposer, SweepStudy, TrialResult
-from prolu_tune.sweep.tracking import Tracker, config_label
+from prolu_tune.sweep.tracking import MlflowWriter, Tracker, config_label
+
+if TYPE_CHECKING:
+    from prolu_tune.sweep.mirror import SweepMirror
+
+REPORTS_PER_S = 20.0
+"""What all trials together tell the driver, which takes 5 to 10 ms of its CPU for each."""
 
 
 @dataclass
@@ -33,6 +39,22 @@ class SweepDriver:
     """No new trials; running ones save and leave."""
     failure: str | None = None
     """Why the surroundings made the sweep stop."""
+    capacity: int = 10**6
+    """How many trials may be under way: as many as the machines hold."""
+    mirror: "SweepMirror | None" = None
+    """Where files are mirrored to, if the storage is a bucket."""
+    accept_numerics: bool = False
+    """Trials may go on from checkpoints that were made with other numerics."""
+    restart: Callable[[], None] | None = None
+    """Puts a new process with the same command in the place of this one, if this one belongs to a command."""
+    moved: bool = False
+    """Whether any trial has come further since this driver started."""
+    furthest: dict[int, int] = field(default_factory=dict)
+    """The last step that a running trial has told of, in this driver's time."""
+    lost_at: dict[int, int] = field(default_factory=dict)
+    """How far a trial had come when its process was lost the last time."""
+    refused: dict[int, str] = field(default_factory=dict)
+    """Trials that cannot go on here, by what has to be said about them."""
     configs: dict[int, TrialConfig] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -48,10 +70,18 @@ class SweepDriver:
         with self._lock:
             if self.stopping:
                 return "done"
+            if len(self.running) >= self.capacity:
+                return "wait"
             if self._waiting:
                 proposal = self._waiting.popleft()
             else:
-                answer = self.proposer.propose(self.study.optuna_study)
+                try:
+                    answer = self.proposer.propose(self.study.optuna_study)
+                except SurroundingsError as error:
+                    self.stop_for(str(error))
+                    return "done"
+                if answer == "wait" and self.refused and not self.running:
+                    return "done"
                 if not isinstance(answer, Proposal):
                     return answer
                 proposal = answer
@@ -62,13 +92,27 @@ class SweepDriver:
         self.screen.trial_started(index, config_label(config), config.sae.architecture)
         return proposal
 
+    @property
+    def report_every_s(self) -> float:
+        """How often a trial should tell of itself: once a second, less often where very many do."""
+        return max(1.0, self.capacity / REPORTS_PER_S)
+
     def progress(self, index: int, row: dict[str, Any]) -> None:
         """Takes a running trial's newest row."""
-        self.tracker.log_rows(index, self.folder.trial(index) / "metrics.jsonl")
+        self.moved = True
+        self.furthest[index] = max(int(row["step"]), self.furthest.get(index, 0))
+        if self.mirror:
+            self._log_mirrored_rows(index)
+        else:
+            self.tracker.log_rows(index, self.folder.trial(index) / "metrics.jsonl")
         self.screen.trial_progress(index, row)
 
     def ended(self, index: int, result: TrialResult) -> None:
         """Takes a trial's result."""
+        self.moved = True
+        if self.mirror and result.checkpoint:
+            # The trial's own path is one of its node's; the files are brought here before MLflow gets them.
+            result = replace(result, checkpoint=str(self.folder.trial(index) / "sae"))
         with self._lock:
             self.running.discard(index)
             try:
@@ -84,12 +128,41 @@ class SweepDriver:
     def track_end(self, index: int, config: TrialConfig, result: TrialResult) -> None:
         """Has MLflow complete the trial's run; without effect where that is done."""
         folder = self.folder.trial(index)
-        self.tracker.call(lambda writer: writer.end_trial(index, config, result, folder))
+
+        def action(writer: MlflowWriter) -> None:
+            if self.mirror and not writer.has_ended(index, result):
+                self.mirror.fetch_trial(index, config)
+            writer.end_trial(index, config, result, folder)
+
+        self.tracker.call(action)
+
+    def _log_mirrored_rows(self, index: int) -> None:
+        """Carries over a running trial's rows as often as the mirror brings them."""
+        mirror, config, rows = self.mirror, self.configs[index], self.folder.trial(index) / "metrics.jsonl"
+        if mirror and mirror.rows_due(index):
+
+            def action(writer: MlflowWriter) -> None:
+                if mirror.fetch_rows(index, config):
+                    writer.log_rows(index, rows)
+
+            self.tracker.call(action)
 
     def left(self, index: int) -> None:
         """Takes note that a trial saved and left without a result; the next driver goes on with it."""
         with self._lock:
             self.running.discard(index)
+
+    def lost(self, index: int) -> bool:
+        """Takes note that a trial's process died; returns whether the trial has come further than the last time."""
+        before, now = self.lost_at.get(index, -1), self.furthest.get(index, 0)
+        self.lost_at[index] = max(before, now)
+        return now > before
+
+    def refuse(self, index: int, reason: str) -> None:
+        """Takes note that a trial cannot go on here; the others do, and the sweep ends as one that is not complete."""
+        self.refused[index] = reason
+        self.screen.note(f"trial {index} does not go on: {reason}")
+        self.left(index)
 
     def stop_for(self, reason: str) -> None:
         """Ends the sweep for a reason outside it; running trials save and leave."""
@@ -101,7 +174,6 @@ class SweepDriver:
     def request_stop(self) -> None:
         """Lets running trials save and leave, and starts no others."""
         self.stopping = True
-        self.folder.stop_file.touch()
 
     def count_tokens(self, tokens: dict[str, int]) -> None:
         """Adds what a node passed through its language model: of the training stream, and in all."""

@@ -4,6 +4,8 @@
 read from memory-mapped files, and for the evaluation of their SAE.
 """
 
+import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,10 @@ from prolu_tune.activations.source import ActivationSource
 from prolu_tune.activations.stream import StreamLayout, check_enough
 from prolu_tune.errors import InputError, SurroundingsError
 from prolu_tune.evaluation import Baseline, EvaluationData, evaluate_sae, measure_baseline
+from prolu_tune.results.places import scratch_folder
 from prolu_tune.sae.folder import load_sae_folder
-from prolu_tune.sweep.settings import NodeSettings
+from prolu_tune.sweep.settings import NodeSettings, WorkerSettings
+from prolu_tune.sweep.shared import check_storage
 
 Work = tuple[str, int | None, int | None]
 """What is being made, how much of it is done, how much there is; an empty text: nothing."""
@@ -33,6 +37,8 @@ class NodeServer:
         self._data: EvaluationData | None = None
         self._baseline: Baseline | None = None
         self._notes: list[str] = []
+        self._stopping = False
+        self._host = socket.gethostname()
         self._work: Callable[[], Work] = _idle
 
     def describe(self) -> StreamLayout:
@@ -87,14 +93,51 @@ class NodeServer:
 
     def tokens_processed(self) -> dict[str, int]:
         """Returns how many tokens have passed through the language model: of the training stream, and in all."""
-        source = self._open()
-        return {"train": source.tokens_produced, "all": source.language_model.tokens_processed}
+        if self._source is None:
+            return {"train": 0, "all": 0}
+        return {"train": self._source.tokens_produced, "all": self._source.tokens_processed}
 
     def state(self) -> dict[str, Any]:
         """Returns what the server is at, for the screen, and what a person should know since the last call."""
         notes, self._notes = self._notes, []
         work, done, total = self._work()
-        return {"notes": notes, "work": work, "done": done, "total": total}
+        tokens = self.tokens_processed()
+        return {
+            "notes": notes,
+            "work": work,
+            "done": done,
+            "total": total,
+            "tokens": tokens,
+            "host": self._host,
+            "pid": os.getpid(),
+        }
+
+    def check_storage(self, settings: WorkerSettings) -> str | None:
+        """Returns what a person should be told if this machine does not see the storage as the driver does, else None."""
+        refusal = check_storage(settings.mirror_uri or settings.sweep_folder, settings.storage_token)
+        return refusal and f"{self._host}: {refusal}"
+
+    def stop(self) -> None:
+        """Lets the trials of this node save and leave."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Returns whether the trials of this node shall save and leave."""
+        return self._stopping
+
+    def gpu_share(self, gpus_per_trial: float) -> float | None:
+        """Returns the share of a GPU's memory that a trial may take, None where it has the GPU for itself or uses none.
+
+        What the language model has taken, and the logits of one batch beside it, is not the trials' to share.
+        """
+        if self._settings.device != "cuda" or not 0 < gpus_per_trial < 1:
+            return None
+        import torch
+
+        model, context = self._open().language_model, self._settings.activations.context_length
+        total = torch.cuda.get_device_properties(0).total_memory
+        taken = torch.cuda.memory_reserved(0) + 8 * model.loss_batch_size * context * model.vocab_size
+        return trial_share(gpus_per_trial, total=total, taken=taken)
 
     def num_chunks(self, num_tokens: int) -> int:
         """Returns how many chunks a run of `num_tokens` reads."""
@@ -105,7 +148,7 @@ class NodeServer:
             if self._source is None:
                 self._source = ActivationSource(
                     self._settings.activations,
-                    cache_dir=Path(self._settings.cache_dir),
+                    cache_dir=cache_folder(self._settings),
                     device=self._settings.device,
                     progress=self._tokenising,
                     say=self.note,
@@ -137,6 +180,36 @@ class NodeServer:
 
     def _measuring(self, done: int, total: int) -> None:
         self._work = lambda: ("losses without an autoencoder, tokens", done, total)
+
+
+def cache_folder(settings: NodeSettings) -> Path:
+    """Returns where this node keeps activations."""
+    return scratch_folder() / "cache" if settings.cache_dir is None else Path(settings.cache_dir)
+
+
+CONTEXT_BYTES = 512 * 2**20
+"""Memory of a GPU that each process takes before it holds a tensor, and that no limit of torch's counts."""
+
+
+def trial_share(gpus_per_trial: float, *, total: int, taken: int) -> float:
+    """Returns the share of a GPU's memory that each trial may allocate so that all that fit by `gpus_per_trial` fit in fact.
+
+    Args:
+        gpus_per_trial: what a trial has been promised, below 1.
+        total: bytes of the GPU.
+        taken: bytes of it that the language model's process uses.
+
+    Raises:
+        InputError: if that leaves less than a tenth of a trial's promise.
+    """
+    trials = int(1 / gpus_per_trial)
+    free = total - taken - (trials + 1) * CONTEXT_BYTES
+    if free < 0.1 * total:
+        raise InputError(
+            f"the language model takes {taken / 1e9:.1f} of the GPU's {total / 1e9:.1f} GB, which leaves too little for "
+            f"{trials} trials at once; raise resources.gpus_per_trial or lower activations.lm_batch_size"
+        )
+    return free / total / trials
 
 
 def _idle() -> Work:

@@ -6,28 +6,44 @@ lock -> study -> (MLflow in a thread) -> Ray -> node servers -> Tune over the st
 import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler
 
-from prolu_tune.durable import replace_file
+from prolu_tune.durable import replace_file, sealed
 from prolu_tune.errors import InputError, SurroundingsError
+from prolu_tune.results.places import local_storage, storage_uri
 from prolu_tune.results.records import Record
 from prolu_tune.results.store import experiment_name, resolve_tracking_uri
 from prolu_tune.screen.screen import Screen
 from prolu_tune.search.space import SearchSpace
 from prolu_tune.sweep.coverage_search import CoverageProposer
 from prolu_tune.sweep.driver import SweepDriver, frontier_trials, sweep_records
-from prolu_tune.sweep.files import SweepFolder, SweepLock
+from prolu_tune.sweep.files import SweepFolder, SweepLock, read_stored, surroundings_error
+from prolu_tune.sweep.settings import Machines, NodeType
 from prolu_tune.sweep.signals import StopSignals
 from prolu_tune.sweep.study import GridProposer, Proposer, SweepStudy
 from prolu_tune.sweep.tracking import MlflowWriter, Tracker
 
+if TYPE_CHECKING:
+    from prolu_tune.sweep.mirror import SweepMirror
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+"""Tracking URIs of these have no server that would know a place for artifacts; they go into the storage folder."""
 TRACKER_CLOSE_S = 60.0
 """How long the end of a sweep waits for MLflow before it says that values are still on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a person asked for besides the space."""
+
+    retry_failed: bool
+    accept_numerics: bool
+    restart: Callable[[], None] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,68 +60,103 @@ class SweepOutcome:
 def run_sweep(
     space: SearchSpace,
     *,
-    storage: Path,
+    storage: Path | str,
     tracking_uri: str | None = None,
     address: str | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
+    accept_numerics: bool = False,
     screen: Screen,
+    node_types: Sequence[NodeType] = (),
+    restart: Callable[[], None] | None = None,
 ) -> SweepOutcome:
     """Runs or continues a sweep.
+
+    Args:
+        storage: A folder that all machines see, or the URI of a bucket.
+        accept_numerics: Trials may go on from checkpoints that were made with other numerics; their runs are tagged.
+        restart: Puts a new process with the same command in the place of this one, for when Ray's own processes die.
+        node_types: What the autoscaler of the cluster at `address` may still start.
 
     Raises:
         InputError: the space does not fit the model, the data, the machine, or the sweep stored under its name.
         SurroundingsError: disk, Ray or tracking failed before the first trial; nothing is lost.
     """
+    bucket, storage = storage_uri(storage), local_storage(storage)
     folder = SweepFolder.of(storage, space.name)
     folder.create()
     lock = SweepLock(folder)
-    lock.acquire()
+    mirror = None if bucket is None else _mirror(folder, bucket)
     try:
+        lock.acquire()
+        if mirror:
+            mirror.take()
         uri = resolve_tracking_uri(tracking_uri, storage)
         if fresh:
             lock.release()
             _archive(folder, space.name, lambda: _writer(uri, storage, space.name))
             folder.create()
             lock.acquire()
-        return _run_locked(space, folder, storage=storage, uri=uri, address=address, retry_failed=retry_failed, screen=screen)
+            if mirror:
+                mirror.begin_anew()
+        machines = Machines(address, tuple(node_types))
+        wishes = Wishes(retry_failed=retry_failed, accept_numerics=accept_numerics, restart=restart)
+        return _run_locked(
+            space, folder, storage=storage, uri=uri, mirror=mirror, machines=machines, wishes=wishes, screen=screen
+        )
+    except OSError as error:
+        raise surroundings_error(error, folder.root) from error
     finally:
+        if mirror:
+            with contextlib.suppress(SurroundingsError):  # `_conclude` has told
+                mirror.release()
         lock.release()
 
 
 def _run_locked(
-    space: SearchSpace, folder: SweepFolder, *, storage: Path, uri: str, address: str | None, retry_failed: bool, screen: Screen
+    space: SearchSpace,
+    folder: SweepFolder,
+    *,
+    storage: Path,
+    uri: str,
+    mirror: "SweepMirror | None",
+    machines: Machines,
+    wishes: Wishes,
+    screen: Screen,
 ) -> SweepOutcome:
     proposer, sampler = _search(space)
     study = SweepStudy(folder, space.name, sampler=sampler)
     _check_identity(space, folder, started=bool(study.entries()))
     if study.torn_bytes:
         screen.note(f"a crash cut off the study's last record; its {study.torn_bytes} bytes are set aside, no result is lost")
-    retried = study.retry(["failed"]) if retry_failed else []
+    retried = study.retry(["failed"]) if wishes.retry_failed else []
     total, results = proposer.total(study.optuna_study), study.results()
     marker = folder.root / "tracked"
     if not retried and len(results) == total and marker.exists():
-        return _finish(screen, space.name, sweep_records(study, json.loads(marker.read_bytes(), object_hook=_int_keys)), None)
+        return _finish(screen, space.name, sweep_records(study, _int_keys(read_stored(marker)["runs"])), None)
     marker.unlink(missing_ok=True)
-    folder.stop_file.unlink(missing_ok=True)
     tracker = Tracker(lambda: _writer(uri, storage, space.name), note=screen.note)
-    driver = SweepDriver(space.name, folder, study, proposer, tracker, screen)
-    try:
-        _announce(space, driver, total)
-        tracker.call(lambda writer: writer.start_sweep(space.to_json(), total))
-        for index, result in results.items():
-            driver.track_end(index, study.configs()[index], result)
-        with StopSignals(driver):
+    driver = SweepDriver(space.name, folder, study, proposer, tracker, screen, mirror=mirror)
+    driver.accept_numerics, driver.restart = wishes.accept_numerics, wishes.restart
+    with StopSignals(driver):
+        if mirror:
+            mirror.start(driver.stop_for, screen.note)
+        try:
+            _announce(space, driver, total)
+            tracker.call(lambda writer: writer.start_sweep(space.to_json(), total))
+            configs = study.configs()
+            for index, result in results.items():
+                driver.track_end(index, configs[index], result)
             if len(results) != total:
-                _run_trials(space, driver, storage=storage, address=address)
-    except (InputError, SurroundingsError):
-        tracker.call(lambda writer: writer.end_sweep("FAILED", {}))
-        with contextlib.suppress(SurroundingsError):
-            tracker.close(timeout_s=TRACKER_CLOSE_S)
-        raise
-    finally:
-        screen.stop()
-    return _conclude(driver, marker)
+                _run_trials(space, driver, storage=storage, machines=machines)
+        except (InputError, SurroundingsError):
+            tracker.call(lambda writer: writer.end_sweep("FAILED", {}))
+            with contextlib.suppress(SurroundingsError):
+                tracker.close(timeout_s=TRACKER_CLOSE_S)
+            raise
+        finally:
+            screen.stop()
+        return _conclude(driver, marker)
 
 
 def _announce(space: SearchSpace, driver: SweepDriver, total: int | None) -> None:
@@ -133,11 +184,18 @@ def _search(space: SearchSpace) -> tuple[Proposer, BaseSampler | None]:
     return proposer, proposer.sampler
 
 
-def _run_trials(space: SearchSpace, driver: SweepDriver, *, storage: Path, address: str | None) -> None:
+def _mirror(folder: SweepFolder, bucket: str) -> "SweepMirror":
+    """Imported here, because a sweep in a folder needs none of it."""
+    from prolu_tune.sweep.mirror import SweepMirror
+
+    return SweepMirror(folder, bucket)
+
+
+def _run_trials(space: SearchSpace, driver: SweepDriver, *, storage: Path, machines: Machines) -> None:
     """Everything with Ray in it; imported here, because a finished sweep needs none of it."""
     from prolu_tune.sweep.tuning import run_trials
 
-    run_trials(space, driver, storage=storage, address=address)
+    run_trials(space, driver, storage=storage, machines=machines)
 
 
 def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
@@ -158,8 +216,15 @@ def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
     if complete and driver.failure is None:
         assert driver.tracker.writer is not None
         runs = {str(i): run.run_id for i, run in driver.tracker.writer.tracked.children.items()}
-        replace_file(marker, [json.dumps(runs).encode()])
+        replace_file(marker, [sealed({"runs": runs})])
         driver.folder.remove_scratch()
+    if driver.mirror:
+        try:
+            driver.mirror.release()
+        except SurroundingsError as error:
+            driver.failure = driver.failure or str(error)
+    if driver.refused and driver.failure is None:
+        driver.failure = "; ".join(f"trial {index} does not go on: {why}" for index, why in sorted(driver.refused.items()))
     exit_code = 3 if driver.failure else 130 if driver.stopping else None
     return _finish(driver.screen, driver.name, records, exit_code, driver.failure)
 
@@ -185,13 +250,13 @@ def _check_identity(space: SearchSpace, folder: SweepFolder, *, started: bool) -
     """Refuses to continue a sweep with another configuration, and notes the space. A sweep without a trial may change."""
     identity = json.loads(json.dumps(space.identity()))
     if started and folder.space_file.exists():
-        stored = json.loads(folder.space_file.read_bytes())["identity"]
+        stored = read_stored(folder.space_file)["identity"]
         if stored != identity:
             raise InputError(
                 f"a sweep named {space.name} exists with another configuration ({_differences(stored, identity)}); "
                 "give this one another name with --name, or start anew with --fresh (the old one is kept aside)"
             )
-    replace_file(folder.space_file, [json.dumps({"identity": identity, "space": space.to_json()}, indent=1).encode()])
+    replace_file(folder.space_file, [sealed({"identity": identity, "space": space.to_json()})])
 
 
 def _differences(stored: dict[str, Any], now: dict[str, Any]) -> str:
@@ -205,8 +270,7 @@ def _differences(stored: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _writer(uri: str, storage: Path, sweep: str) -> MlflowWriter:
-    embedded = uri.startswith("sqlite:")
-    artifacts = storage.absolute() / "artifacts" if embedded else None
+    artifacts = storage.absolute() / "artifacts" if uri.partition(":")[0].partition("+")[0] in DATABASES else None
     return MlflowWriter(uri, experiment=experiment_name(), artifacts=artifacts, sweep=sweep)
 
 

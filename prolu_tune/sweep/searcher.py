@@ -9,9 +9,12 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
+from prolu_tune.sweep.attempts import note_lack_of_memory
 from prolu_tune.sweep.driver import SweepDriver
 from prolu_tune.sweep.study import Proposal, TrialResult
 
+LACK_OF_MEMORY = ("OutOfMemoryError", "running low on memory", "memory pressure")
+"""Words of Ray's own memory monitor."""
 _DRIVERS: dict[str, SweepDriver] = {}
 
 
@@ -27,13 +30,15 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Returns an assignment, None to be asked again later, or FINISHED."""
-        answer = _DRIVERS[self._name].next_trial()
+        driver = _DRIVERS[self._name]
+        answer = driver.next_trial()
         if not isinstance(answer, Proposal):
             return Searcher.FINISHED if answer == "done" else None
         return self._common | {
             "index": answer.index,
             "config": answer.config.model_dump_json(),
             "stop_rule": answer.stop_rule,
+            "report_every_s": driver.report_every_s,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -64,16 +69,40 @@ class DriverCallback(Callback):
         if "result" in report:
             driver.ended(index, TrialResult(**report["result"]))
             return
+        if "refused" in report:
+            driver.refuse(index, report["refused"])
+            return
         driver.left(index)
         if "surroundings" in report:
             driver.stop_for(report["surroundings"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker died more often than `max_failures` allows."""
-        reason = str(trial.get_pickled_error() or trial.get_error() or "the worker died").strip().splitlines()[-1]
-        message = f"its process died {trial.num_failures} times: {reason}; see the log, then --retry-failed"
-        _DRIVERS[self._name].ended(trial.config["index"], TrialResult(outcome="failed", record={}, message=message))
+        """A trial's process died more often than `max_failures` allows without getting any further."""
+        driver, index = _DRIVERS[self._name], trial.config["index"]
+        message = (
+            f"its process died {trial.num_failures} times at or after step {driver.furthest.get(index, 0)} without getting any "
+            f"further ({_reason(trial)}); mend what kills it, then run again with --retry-failed"
+        )
+        driver.ended(index, TrialResult(outcome="failed", record={}, message=message))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker died and its trial will go on from the last checkpoint."""
-        _DRIVERS[self._name].screen.note(f"trial {trial.config['index']} lost its process; it goes on from its last checkpoint")
+        """A trial's process or node was lost and the trial will go on from the last checkpoint.
+
+        Only losses without progress in between count towards `max_failures`, and those of a whole node never do.
+        """
+        driver, index = _DRIVERS[self._name], trial.config["index"]
+        reason = _reason(trial)
+        moved = driver.lost(index)
+        if "node has died" in reason or "node was preempted" in reason:
+            trial.run_metadata.num_failures = max(0, trial.num_failures - 1)
+        elif moved:
+            trial.run_metadata.num_failures = 1
+        if any(word in reason for word in LACK_OF_MEMORY):
+            note_lack_of_memory(driver.folder.trial(index))
+        driver.screen.note(f"trial {index} lost its process; it goes on from its last checkpoint")
+
+
+def _reason(trial: Any) -> str:
+    """Returns what Ray says about the loss of a trial's process, on one line."""
+    error = trial.get_pickled_error() or trial.get_error() or "the process died"
+    return " ".join(str(error).split())[:400]

@@ -1,17 +1,26 @@
-"""Ctrl-C and SIGTERM: the first lets running trials save and leave, the second leaves at once."""
+"""How a driver's process ends before its sweep: Ctrl-C and SIGTERM save and leave, a lost Ray starts the command again.
+
+The first signal lets running trials save and leave, the second leaves at once, and so does a grace that runs out:
+results and checkpoints are on disk at any moment.
+"""
 
 import os
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
-import psutil
-
+from prolu_tune.errors import SurroundingsError
+from prolu_tune.screen.screen import Screen
 from prolu_tune.sweep.driver import SweepDriver
+from prolu_tune.sweep.local_ray import MARK, end_children
 
 GRACE_S = 8.0
 """How long trials may take to save before the driver leaves without them; their last checkpoints stand."""
+RESTARTS = "PROLU_TUNE_RESTARTS"
+"""Environment variable: how often Ray's processes died in a row without any progress in between."""
+MAX_RESTARTS = 5
+SCREEN_S = 1.0
 
 
 class StopSignals:
@@ -35,20 +44,49 @@ class StopSignals:
             self._deadline.cancel()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._driver.stopping:
-            self._leave()
-        self._driver.screen.note(f"stopping, saving {len(self._driver.running)} trials (again to stop at once)")
-        self._driver.request_stop()
-        self._deadline = threading.Timer(GRACE_S, self._leave)
+        if self._deadline is not None:
+            leave(self._driver.screen, 130)
+        self._deadline = threading.Timer(GRACE_S, leave, (self._driver.screen, 130))
         self._deadline.daemon = True
         self._deadline.start()
+        # Not from here: the thread that was interrupted may hold the screen's lock.
+        threading.Thread(target=self._stop, daemon=True).start()
 
-    def _leave(self) -> None:
-        """Ends this process and the Ray processes it started; results and checkpoints are on disk."""
-        self._driver.screen.stop()
-        for child in psutil.Process().children(recursive=True):
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                continue
-        os._exit(130)
+    def _stop(self) -> None:
+        self._driver.request_stop()
+        saving = len(self._driver.running)
+        self._driver.screen.note(f"stopping, saving {saving} trials (again to stop at once)")
+
+
+def leave(screen: Screen, exit_code: int) -> NoReturn:
+    """Ends this process and the Ray processes it started, whatever its threads are at."""
+    _give_terminal_back(screen)
+    end_children()
+    os._exit(exit_code)
+
+
+def start_again(driver: SweepDriver, lost: str) -> None:
+    """Answers the death of one of Ray's own processes, which no sweep survives in its own process.
+
+    The same command takes this process's place, as if the driver had been killed and started again; where the driver
+    does not belong to a command, or this happens over and over, the process ends with exit code 3.
+    """
+    if driver.stopping:
+        leave(driver.screen, 3 if driver.failure else 130)
+    times = 1 if driver.moved else int(os.environ.get(RESTARTS, "0")) + 1
+    if driver.restart is None or times > MAX_RESTARTS:
+        driver.screen.note(f"Ray's process {lost} died; the same command goes on from the last checkpoints")
+        leave(driver.screen, SurroundingsError.exit_code)
+    driver.screen.note(f"Ray's process {lost} died; Ray is started again, trials go on from their last checkpoints")
+    _give_terminal_back(driver.screen)
+    os.environ.pop(MARK, None)
+    os.environ[RESTARTS] = str(times)
+    end_children()
+    driver.restart()
+
+
+def _give_terminal_back(screen: Screen) -> None:
+    """Not waiting for long: a thread that will never go on may hold the screen's lock."""
+    stopper = threading.Thread(target=screen.stop, daemon=True)
+    stopper.start()
+    stopper.join(SCREEN_S)

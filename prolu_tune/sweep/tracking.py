@@ -9,16 +9,18 @@ import json
 import math
 import os
 import queue
+import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 from prolu_tune.config.trial import TrialConfig
+from prolu_tune.durable import DamagedLineError, sync_folder, unsealed
 from prolu_tune.errors import SurroundingsError
 from prolu_tune.results.quiet import quiet_mlflow
 from prolu_tune.screen.words import trial_label
@@ -26,10 +28,13 @@ from prolu_tune.sweep.study import TrialResult
 
 ROWS_PER_BATCH = 1000
 """MLflow's limit of metrics in one call."""
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow's client would repeat a call that made a run and lost the answer; ours look first."""
 RETRY_S = (1.0, 2.0, 5.0)
 """Pauses between attempts while the server is away; the last one repeats."""
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
 """MLflow's codes for what it understood and will not do, however often it is asked."""
+_PASSWORD = re.compile(r"://[^/\s]*@")
 TERMINATED = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 
 
@@ -46,6 +51,9 @@ class TrackedSweep:
     """What MLflow holds of a sweep when the driver starts."""
 
     parent_id: str
+    start_ms: int
+    starts: int = 0
+    """How often the sweep was started; the step of the parent run's metrics, so that each has one row."""
     children: dict[int, _TrialRun] = field(default_factory=dict)
 
 
@@ -54,10 +62,13 @@ class MlflowWriter:
 
     def __init__(self, uri: str, *, experiment: str, artifacts: Path | None, sweep: str) -> None:
         quiet_mlflow()
+        for key, value in PATIENCE.items():
+            os.environ.setdefault(key, value)
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=uri)
         self._sweep = sweep
+        self._artifacts = artifacts
         self._experiment_id = self._find_experiment(experiment, artifacts)
         self.tracked = self._find_sweep()
 
@@ -68,18 +79,43 @@ class MlflowWriter:
         return self._client.create_experiment(name, artifact_location=None if artifacts is None else artifacts.as_uri())
 
     def _find_sweep(self) -> TrackedSweep:
-        runs = self._search(f"tags.`prolu.sweep` = '{self._sweep}'")
+        runs = self._without_doubles(self._search(f"tags.`prolu.sweep` = '{self._sweep}'"))
         parents = [run for run in runs if run.data.tags.get("prolu.kind") == "sweep"]
         if not parents:
             tags = {"prolu.kind": "sweep", "prolu.sweep": self._sweep, "prolu.schema": "1"}
             parents = [self._client.create_run(self._experiment_id, run_name=self._sweep, tags=tags)]
-        tracked = TrackedSweep(parents[0].info.run_id)
+        parent = parents[0]
+        tracked = TrackedSweep(parent.info.run_id, parent.info.start_time, int(parent.data.tags.get("prolu.starts", "0")))
         for run in runs:
             if run.data.tags.get("prolu.kind") == "trial":
                 tags = run.data.tags
+                if tags.get("mlflow.parentRunId") != tracked.parent_id:
+                    self._client.set_tag(run.info.run_id, "mlflow.parentRunId", tracked.parent_id)
                 known = _TrialRun(run.info.run_id, run.info.start_time, tags.get("prolu.state", "running"))
                 tracked.children[int(tags["prolu.trial"])] = known
         return tracked
+
+    def _without_doubles(self, runs: Iterable[Any], *, ours: Container[str] = ()) -> list[Any]:
+        """Returns one run for each trial and one for the sweep, and deletes the others.
+
+        There are others when the server made a run after its client had given up on the call and made one more.
+        """
+
+        def emptier(run: Any) -> tuple[bool, bool, int]:
+            """Orders those first that were written to: what an empty one lacks would not be written again."""
+            tags = run.data.tags
+            return (
+                run.info.run_id not in ours,
+                tags.get("prolu.state", "running") == "running",
+                -int(tags.get("prolu.starts", "0")),
+            )
+
+        kept: dict[tuple[str | None, str | None], Any] = {}
+        for run in sorted(runs, key=emptier):
+            key = (run.data.tags.get("prolu.kind"), run.data.tags.get("prolu.trial"))
+            if kept.setdefault(key, run) is not run:
+                self._client.delete_run(run.info.run_id)
+        return list(kept.values())
 
     def _search(self, filter_string: str) -> list[Any]:
         runs, token = [], None
@@ -95,6 +131,8 @@ class MlflowWriter:
     def start_sweep(self, space: dict[str, Any], num_trials: int | None) -> None:
         """Notes the space on the parent run."""
         parent = self.tracked.parent_id
+        self.tracked.starts += 1
+        self._client.set_tag(parent, "prolu.starts", str(self.tracked.starts))
         self._client.set_tag(parent, "prolu.space", json.dumps(space)[:4900])
         if num_trials is not None:
             self._client.set_tag(parent, "prolu.num_trials", str(num_trials))
@@ -138,7 +176,7 @@ class MlflowWriter:
             lines.seek(run.bytes_logged)
             data = lines.read()
         whole = data[: data.rfind(b"\n") + 1]
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = [unsealed(line) for line in whole.splitlines(keepends=True)]
         values = [(f"train/{key}", value, row["step"]) for row in rows for key, value in row.items() if key != "step"]
         self._log_metrics(run, values)
         run.bytes_logged += len(whole)
@@ -151,6 +189,10 @@ class MlflowWriter:
         ]
         for start in range(0, len(entities), ROWS_PER_BATCH):
             self._client.log_batch(run.run_id, metrics=entities[start : start + ROWS_PER_BATCH])
+
+    def has_ended(self, index: int, result: TrialResult) -> bool:
+        """Returns whether the trial's run is complete."""
+        return index in self.tracked.children and self.tracked.children[index].state == result.outcome
 
     def end_trial(self, index: int, config: TrialConfig, result: TrialResult, trial_folder: Path) -> None:
         """Completes a trial's run: rows, final metrics, SAE folder, state."""
@@ -166,6 +208,8 @@ class MlflowWriter:
         if result.checkpoint is not None:
             self._log_folder(run.run_id, Path(result.checkpoint), "sae")
             self._client.set_tag(run.run_id, "prolu.checkpoint", result.checkpoint)
+        if result.numerics is not None:
+            self._client.set_tag(run.run_id, "prolu.numerics", result.numerics[:4900])
         if result.outcome == "failed":
             self._client.set_tag(run.run_id, "prolu.log", str(trial_folder / "error.txt"))
         self._client.set_terminated(run.run_id, status=TERMINATED[result.outcome])
@@ -184,6 +228,11 @@ class MlflowWriter:
         target.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
             _link_or_copy(file, target / file.name)
+        # All the way up: who made one of these may have been killed before syncing.
+        for made in (target, *target.parents):
+            sync_folder(made)
+            if self._artifacts is None or made == self._artifacts.parent:
+                return
 
     def _set_state(self, index: int, state: str, message: str | None) -> None:
         run = self.tracked.children[index]
@@ -194,8 +243,9 @@ class MlflowWriter:
 
     def mark_frontier(self, on_frontier: set[int]) -> None:
         """Gives the tag `prolu.pareto` to these trials and takes it from all others."""
-        found = self._search(f"tags.`prolu.sweep` = '{self._sweep}' and tags.`prolu.pareto` = 'true'")
-        tagged = {run.info.run_id for run in found}
+        ours = {self.tracked.parent_id, *(run.run_id for run in self.tracked.children.values())}
+        found = self._without_doubles(self._search(f"tags.`prolu.sweep` = '{self._sweep}'"), ours=ours)
+        tagged = {run.info.run_id for run in found if run.data.tags.get("prolu.pareto") == "true"}
         for index, run in self.tracked.children.items():
             if index in on_frontier and run.run_id not in tagged:
                 self._client.set_tag(run.run_id, "prolu.pareto", "true")
@@ -204,9 +254,12 @@ class MlflowWriter:
 
     def end_sweep(self, status: str, metrics: dict[str, float]) -> None:
         """Ends the parent run with MLflow's status and the sweep's own metrics."""
-        parent = self.tracked.parent_id
-        for key, value in metrics.items():
-            self._client.log_metric(parent, key, value)
+        from mlflow.entities import Metric
+
+        parent, step = self.tracked.parent_id, self.tracked.starts
+        entities = [Metric(key, float(value), self.tracked.start_ms + step, step) for key, value in metrics.items()]
+        for start in range(0, len(entities), ROWS_PER_BATCH):
+            self._client.log_batch(parent, metrics=entities[start : start + ROWS_PER_BATCH])
         self._client.set_terminated(parent, status=status)
 
     def rename_archived(self, name: str) -> None:
@@ -258,7 +311,7 @@ class Tracker:
         if self._thread.is_alive() or self._error is not None:
             self._give_up.set()
             raise SurroundingsError(
-                f"the tracking server did not take everything ({self._error or 'it does not answer'}); "
+                f"the tracking server did not take everything ({_first_line(self._error) if self._error else 'no answer'}); "
                 "nothing is lost: run the same command again to complete it"
             )
 
@@ -281,6 +334,8 @@ class Tracker:
                     return
                 if attempt == 0:
                     self._note(f"MLflow does not take values ({_first_line(error)}); training goes on, values wait on disk")
+                # The call may have been carried out and only its answer lost: what MLflow holds is found anew.
+                self.writer = None
                 time.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 continue
             if attempt:
@@ -307,7 +362,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _may_pass(error: Exception) -> bool:
     """Whether the same call may work later: not if it is our bug, or the server understood and refused it."""
-    if isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
+    if isinstance(error, LookupError | TypeError | AttributeError | AssertionError | DamagedLineError):
         return False
     return getattr(error, "error_code", None) not in REFUSALS
 
@@ -318,8 +373,10 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+        with target.open("rb") as copy:
+            os.fsync(copy.fileno())
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
+    text = _PASSWORD.sub("://", str(error).strip())
     return text.splitlines()[0][:200] if text else type(error).__name__

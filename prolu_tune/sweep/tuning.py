@@ -1,19 +1,25 @@
 """Hands a sweep's trials to Ray Tune; with `ray_setup` and `worker` the only place that knows Ray."""
 
+import contextlib
+import secrets
 import shutil
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prolu_tune.search.space import SearchSpace
+from prolu_tune.search.space import Resources, SearchSpace
 from prolu_tune.sweep import ray_setup
 from prolu_tune.sweep.driver import SweepDriver
-from prolu_tune.sweep.settings import WorkerSettings, node_settings
+from prolu_tune.sweep.local_ray import LocalRay
+from prolu_tune.sweep.settings import Machines, WorkerSettings, node_settings
+from prolu_tune.sweep.shared import write_token
+from prolu_tune.sweep.signals import start_again
 
-PROGRESS_EVERY_S = 1.0
+MOST_AT_ONCE = 10**6
+"""For Tune, which otherwise takes one trial at a time from a searcher; how many there may be is `SweepDriver.capacity`."""
 
 
-def run_trials(space: SearchSpace, driver: SweepDriver, *, storage: Path, address: str | None) -> None:
+def run_trials(space: SearchSpace, driver: SweepDriver, *, storage: Path, machines: Machines) -> None:
     """Runs trials until the driver has no more, or stops.
 
     Raises:
@@ -21,94 +27,102 @@ def run_trials(space: SearchSpace, driver: SweepDriver, *, storage: Path, addres
         SurroundingsError: Ray does not start or the node server fails.
     """
     driver.screen.phase("starting Ray")
-    found = ray_setup.start_ray(address, token_folder=storage.absolute(), trial_gpus=space.resources.gpus_per_trial)
+    local = LocalRay(driver.folder.local_ray_file) if machines.address is None else None
+    if local:
+        local.watch(lambda name: start_again(driver, name))
+    with contextlib.ExitStack() as leaving:
+        # Ray prints what its machines tell; standard output is for the one document that was asked for.
+        told = leaving.enter_context((driver.folder.root / "ray.log").open("a", buffering=1, encoding="utf-8"))
+        leaving.enter_context(contextlib.redirect_stdout(told))
+        leaving.callback(_end_ray, local)
+        found = ray_setup.start_ray(
+            machines.address,
+            token_folder=storage.absolute(),
+            trial_gpus=space.resources.gpus_per_trial,
+            temporary_folder=local.ray_folder if local else None,
+        )
+        ray_setup.check_resources(space.resources, found, machines.node_types)
+        _tune(space, driver, storage=storage, machines=machines)
+
+
+def _end_ray(local: LocalRay | None) -> None:
     import ray
 
-    try:
-        at_once = ray_setup.check_resources(space.resources, found)
-        _tune(space, driver, storage=storage, at_once=at_once, found=found)
-    finally:
-        ray.shutdown()
+    if local:
+        local.unwatch()
+    ray.shutdown()
+    if local:
+        local.end()
 
 
-def _tune(space: SearchSpace, driver: SweepDriver, *, storage: Path, at_once: int, found: list[ray_setup.Node]) -> None:
+def _tune(space: SearchSpace, driver: SweepDriver, *, storage: Path, machines: Machines) -> None:
+    from prolu_tune.sweep.nodes import NodeServers
+    from prolu_tune.sweep.worker import ray_trial
+
+    settings = _worker_settings(space, driver, storage=storage, cluster=machines.address is not None)
+    with NodeServers(settings, driver, space.resources, machines.node_types) as servers:
+        driver.screen.phase(f"loading {space.activations.model}")
+        longest = max((trial.training.num_tokens for trial in space.trials()), default=space.training.num_tokens)
+        servers.check(longest)
+        driver.screen.phase("")
+        fit(driver, ray_trial, settings=settings, resources=space.resources)
+        driver.count_tokens(servers.tokens())
+
+
+def fit(driver: SweepDriver, trial: Callable[[dict[str, Any]], None], *, settings: Any, resources: Resources) -> None:
+    """Has Tune run a function over the driver's trials until there are no more.
+
+    Args:
+        driver: gives out trials and takes what becomes of them.
+        trial: gets an assignment of `StudySearcher` and reports to Tune as `worker.ray_trial` does.
+        settings: added to every assignment.
+        resources: of a trial.
+    """
     from ray import tune
     from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 
     from prolu_tune.sweep.searcher import DriverCallback, StudySearcher
-    from prolu_tune.sweep.worker import ask, node_actor, ray_trial
 
-    settings = WorkerSettings(
-        sweep_folder=str(driver.folder.root), namespace=f"prolu-{space.name}", node=node_settings(space, storage)
+    wanted: dict[str, float] = {"cpu": resources.cpus_per_trial}
+    if resources.gpus_per_trial:
+        wanted["gpu"] = resources.gpus_per_trial
+    shutil.rmtree(driver.folder.ray_folder, ignore_errors=True)
+    Tuner(
+        tune.with_resources(trial, wanted),
+        tune_config=TuneConfig(
+            search_alg=StudySearcher(driver, {"settings": settings}),
+            num_samples=-1,
+            max_concurrent_trials=MOST_AT_ONCE,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=RunConfig(
+            name="tune",
+            storage_path=str(driver.folder.ray_folder),
+            verbose=0,
+            callbacks=[DriverCallback(driver.name)],
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+        ),
+    ).fit()
+
+
+def _worker_settings(space: SearchSpace, driver: SweepDriver, *, storage: Path, cluster: bool) -> WorkerSettings:
+    """Returns what workers are told; on a cluster with a token put where all of them should find it."""
+    folder, mirror_uri = str(driver.folder.root), driver.mirror.uri if driver.mirror else None
+    token = secrets.token_hex(16) if cluster else ""
+    if cluster:
+        write_token(mirror_uri or folder, token)
+    return WorkerSettings(
+        sweep_folder=folder,
+        mirror_uri=mirror_uri,
+        storage_token=token,
+        namespace=f"prolu-{space.name}-{secrets.token_hex(4)}",
+        node=node_settings(space, storage, cluster=cluster),
+        gpus_per_trial=space.resources.gpus_per_trial,
+        accept_numerics=driver.accept_numerics,
     )
-    servers = [node_actor(settings, node.node_id) for node in found]
-    watcher = ServerWatcher(servers, driver)
-    watcher.start()
-    try:
-        driver.screen.phase(f"loading {space.activations.model}")
-        longest = max((trial.training.num_tokens for trial in space.trials()), default=space.training.num_tokens)
-        ask(servers[0], "check", longest)
-        driver.screen.phase("")
-        resources: dict[str, float] = {"cpu": space.resources.cpus_per_trial}
-        if space.resources.gpus_per_trial:
-            resources["gpu"] = space.resources.gpus_per_trial
-        shutil.rmtree(driver.folder.ray_folder, ignore_errors=True)
-        Tuner(
-            tune.with_resources(ray_trial, resources),
-            tune_config=TuneConfig(
-                search_alg=StudySearcher(driver, {"settings": settings}),
-                num_samples=-1,
-                max_concurrent_trials=at_once,
-                reuse_actors=True,
-                trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
-            ),
-            run_config=RunConfig(
-                name="tune",
-                storage_path=str(driver.folder.ray_folder),
-                verbose=0,
-                callbacks=[DriverCallback(driver.name)],
-                failure_config=FailureConfig(max_failures=space.resources.max_failures),
-            ),
-        ).fit()
-        for server in servers:
-            driver.count_tokens(ask(server, "tokens_processed"))
-    finally:
-        watcher.stop()
 
 
 def _trial_name(trial: Any) -> str:
     return f"{trial.config['index']:04d}"
-
-
-class ServerWatcher:
-    """Shows what the node servers do, in a thread: chunks being made, notes such as a damaged chunk made anew."""
-
-    def __init__(self, servers: list[Any], driver: SweepDriver) -> None:
-        self._servers = servers
-        self._driver = driver
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="node-servers", daemon=True)
-
-    def start(self) -> None:
-        """Starts watching."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stops watching and waits for the thread."""
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        import ray
-        from ray.exceptions import RayError
-
-        while not self._done.wait(PROGRESS_EVERY_S):
-            for server in self._servers:
-                try:
-                    state: Any = ray.get(server.call.remote("state"), timeout=5)
-                except RayError:
-                    continue
-                for note in state["notes"]:
-                    self._driver.screen.note(note)
-                self._driver.screen.phase(state["work"], done=state["done"], total=state["total"])

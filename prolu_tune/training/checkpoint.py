@@ -11,8 +11,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from prolu_tune.durable import make_folder
 from prolu_tune.errors import SurroundingsError
-from prolu_tune.sae.tensor_file import DamagedFileError, TensorSpec, content_digest, read_tensors, write_tensors
+from prolu_tune.sae.tensor_file import (
+    DamagedFileError,
+    TensorSpec,
+    content_digest,
+    read_json_object,
+    read_tensors,
+    write_tensors,
+)
 
 FORMAT = "prolu-tune checkpoint 1"
 NUM_KEPT = 2
@@ -38,7 +46,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     state = json.dumps(checkpoint.state)
     metadata = {"format": FORMAT, "state": state, "sha256": content_digest(checkpoint.tensors, FORMAT + state)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_tensors(path, checkpoint.tensors, metadata)
         for old in _by_age(folder)[NUM_KEPT:]:
             old.unlink()
@@ -53,22 +61,25 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 def load_newest(folder: Path, expected: dict[str, TensorSpec]) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Returns the newest checkpoint that is whole (None if there is none), and a warning for each that is not.
 
-    A damaged file is renamed to `NAME.damaged`, so that it is neither read again nor counted among the last two.
+    A damaged file is renamed to `NAME.damaged`, so that it is neither read again nor counted among the last two. What
+    a kill left half written is removed: this is called by the one training of the folder, before it writes.
 
     Raises:
         SurroundingsError: if a checkpoint was written in another format, or cannot be read or set aside.
     """
     warnings = []
-    for path in _by_age(folder):
-        try:
-            return _read(path, expected), tuple(warnings)
-        except DamagedFileError as error:
-            warnings.append(f"a damaged checkpoint was set aside, going on from the one before: {error}")
-            path.replace(path.with_name(path.name + ".damaged"))
-        except OSError as error:
-            raise SurroundingsError(
-                f"cannot read the checkpoint {path}: {error.strerror}; give access, then run again"
-            ) from error
+    path = folder
+    try:
+        for leftover in folder.glob("checkpoint-*.tmp"):
+            leftover.unlink()
+        for path in _by_age(folder):
+            try:
+                return _read(path, expected), tuple(warnings)
+            except DamagedFileError as error:
+                warnings.append(f"a damaged checkpoint was set aside, going on from the one before: {error}")
+                path.replace(path.with_name(path.name + ".damaged"))
+    except OSError as error:
+        raise SurroundingsError(f"cannot read the checkpoint {path}: {error.strerror}; give access, then run again") from error
     return None, tuple(warnings)
 
 
@@ -81,7 +92,8 @@ def _read(path: Path, expected: dict[str, TensorSpec]) -> Checkpoint:
         raise SurroundingsError(
             f"{path} has format {found!r}, this version reads {FORMAT!r}; go on with the version that wrote it, or start afresh"
         )
-    return Checkpoint(int(path.name[len("checkpoint-") :].split(".")[0]), tensors, json.loads(state))
+    step = int(path.name[len("checkpoint-") :].split(".")[0])
+    return Checkpoint(step, tensors, read_json_object(state, what=f"the state in {path}"))
 
 
 def _by_age(folder: Path) -> list[Path]:

@@ -16,12 +16,12 @@ from torch import Tensor
 from prolu_tune import metrics
 from prolu_tune.config.resolve import TrialPlan
 from prolu_tune.config.trial import TrialConfig
-from prolu_tune.errors import InputError
+from prolu_tune.errors import InputError, OtherNumericsError
 from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.sae.tensor_file import TensorSpec, spec_of
 from prolu_tune.training.checkpoint import Checkpoint
-from prolu_tune.training.choice import StepChoice
-from prolu_tune.training.numerics import numerics_signature, seeded_generator, set_numerics
+from prolu_tune.training.choice import Path, StepChoice
+from prolu_tune.training.numerics import numerics_changes, numerics_signature, seeded_generator, set_numerics
 from prolu_tune.training.optimizer import Adam, project_decoder_gradient, renormalize_decoder
 from prolu_tune.training.paths import sparse_path
 from prolu_tune.training.resampling import Resampler, dead_latents, resampling_notes, window_resolves
@@ -52,12 +52,16 @@ class Trainer:
         wanted = config.training.sparse_step and self.device.type == "cpu"
         self._sparse = sparse_path(self.sae, self.device) if wanted else None
         crossover = self._sparse.crossover if self._sparse else None
-        self._choice = StepChoice(crossover, batch_size=config.training.batch_size, d_sae=plan.d_sae)
+        # On a GPU the threads of the host do no part of the step.
+        threads = config.training.num_threads if self.device.type == "cpu" else 1
+        batch_size = config.training.batch_size
+        self._choice = StepChoice(crossover, batch_size=batch_size, d_in=plan.d_in, d_sae=plan.d_sae, num_threads=threads)
         self.step = 0
         self.batches_read = 0
         self.rows = 0
         self.wall_s = 0.0
         self.notes: list[str] = []
+        self.numerics_changes: list[str] = []
         # Firings since the window began, and since the last row.
         self._window_counts = torch.zeros(plan.d_sae, dtype=torch.int64, device=self.device)
         self._window_start = 0
@@ -71,6 +75,11 @@ class Trainer:
         return self.batches_read * self.config.training.batch_size
 
     @property
+    def path(self) -> Path:
+        """Which kind of step comes next."""
+        return self._choice.path
+
+    @property
     def lr(self) -> float:
         """Learning rate of the step just taken, or of the first."""
         factor = lr_factor(max(self.step - 1, 0), plan=self.plan, cooldown_factor=self.config.training.cooldown_factor)
@@ -81,12 +90,12 @@ class Trainer:
         if self.step == window_start(self.step, plan=self.plan):
             self._start_window()
         normed = self.sae.normalize(x).x
-        sparse = self._sparse if self._choice.path == "sparse" else None
+        sparse = self._sparse if self.path == "sparse" else None
         gradients = sparse.gradients if sparse else dense_gradients
         stats = gradients(self.sae, normed, l1_coefficient=self.config.training.l1_coefficient)
         if self._choice.due(self.step):
             self._choice.observe(int(stats.fired.sum().item()))
-            if self._sparse and self._choice.path == "dense":
+            if self._sparse and self.path == "dense":
                 self._sparse.gradients.release()
         W_dec = self.sae.W_dec
         assert W_dec.grad is not None
@@ -112,7 +121,8 @@ class Trainer:
             raise RuntimeError(
                 f"the activation stream {found} at step {self.step}; {expected} was due, {self.plan.num_batches} times in all"
             )
-        return batch.to(self.device, torch.float32, non_blocking=True)
+        # Widened where it arrives: a copy to a GPU that also converts does so on the host, and twice as many bytes travel.
+        return batch.to(self.device, non_blocking=True).to(torch.float32)
 
     def resampling_due(self) -> bool:
         """Returns whether dead latents are to be replaced before the next training step."""
@@ -188,20 +198,31 @@ class Trainer:
             "step_choice": self._choice.state_dict(),
             "trial": trial_digest(self.config, self.plan),
             "numerics": numerics_signature(self.config.training, self.device),
+            "numerics_changes": self.numerics_changes,
         }
         return Checkpoint(self.step, self._tensors(), state)
 
-    def load_state_dict(self, checkpoint: Checkpoint) -> None:
+    def load_state_dict(self, checkpoint: Checkpoint, *, accept_numerics: bool = False) -> None:
         """Takes over a state that a trainer of the same trial has saved.
+
+        Args:
+            accept_numerics: go on although the last bits will differ from an undisturbed run's, and note it.
 
         Raises:
             InputError: if it belongs to another trial.
+            OtherNumericsError: if it was made where the same steps give other bits.
         """
         state = checkpoint.state
         if state["trial"] != trial_digest(self.config, self.plan):
             raise InputError(
                 f"the checkpoint of step {checkpoint.step} belongs to another configuration; "
                 "go back to that one, or start afresh in another folder"
+            )
+        changed = numerics_changes(state["numerics"], numerics_signature(self.config.training, self.device))
+        if changed and not accept_numerics:
+            raise OtherNumericsError(
+                f"its checkpoint of step {checkpoint.step} was made with other numerics ({changed}), so the result would "
+                "differ in the last bits from an undisturbed run's; go on where it began, or run with --accept-numerics"
             )
         with torch.no_grad():
             for name, tensor in self._tensors().items():
@@ -211,10 +232,9 @@ class Trainer:
         self.wall_s, self.notes = state["wall_s"], list(state["notes"])
         self._window_start, self._row_start = state["window_start"], state["row_start"]
         self._choice.load_state_dict(state["step_choice"])
-        before, now = state["numerics"], numerics_signature(self.config.training, self.device)
-        if before != now:
-            changed = ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in now if before.get(key) != now[key])
-            self.notes.append(f"resumed at step {self.step} under other numerics ({changed}): the last bits may differ")
+        self.numerics_changes = list(state.get("numerics_changes", []))
+        if changed:
+            self.numerics_changes.append(f"from step {self.step}: {changed}")
 
     def tensor_specs(self) -> dict[str, TensorSpec]:
         """Returns what the tensors of a checkpoint of this trial must be."""

@@ -42,6 +42,8 @@ class TrainingResult:
     """One sentence on the outcome."""
     notes: tuple[str, ...]
     """What a person should know besides: unresolved windows, too few candidates, damaged checkpoints."""
+    numerics_changes: tuple[str, ...]
+    """Where the training went on with other numerics, by permission, and what changed; empty: nowhere."""
     frac_alive: float
     """Share of latents that are not dead over the last firing window; NaN before any step."""
     frac_alive_tokens: int
@@ -57,6 +59,8 @@ def train(
     checkpoint_dir: Path | None,
     device: str,
     should_stop: Callable[[], bool],
+    accept_numerics: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> TrainingResult:
     """Trains, or goes on from the newest checkpoint, until the plan ends, the loss is not finite, or someone says stop.
 
@@ -69,17 +73,22 @@ def train(
         checkpoint_dir: where checkpoints lie; None: none are written or read.
         device: torch device.
         should_stop: asked after each batch; once true, a checkpoint is written and the outcome is `interrupted`.
+        accept_numerics: go on from a checkpoint that was made with other numerics; see `TrainingResult.numerics_changes`.
+        say: is told at once what a person should know before the training ends, such as a damaged checkpoint.
 
     Raises:
         InputError: if the device cannot do what the configuration asks for, or the checkpoint is another trial's.
+        OtherNumericsError: if the checkpoint was made with other numerics, and that is not accepted.
         SurroundingsError: if a checkpoint cannot be written or read.
         RuntimeError: if the stream ends too early.
     """
     trainer = Trainer(config, plan, device=device)
     if checkpoint_dir is not None:
         checkpoint, warnings = load_newest(checkpoint_dir, trainer.tensor_specs())
+        for warning in warnings:
+            say(warning)
         if checkpoint is not None:
-            trainer.load_state_dict(checkpoint)
+            trainer.load_state_dict(checkpoint, accept_numerics=accept_numerics)
         trainer.notes += warnings
     clock = _Clock(trainer, checkpoint_dir, every_s=config.training.checkpoint_every_s)
     outcome, message = _run(trainer, batches(trainer.tokens), report, clock, should_stop)
@@ -94,6 +103,7 @@ def train(
         wall_s=trainer.wall_s,
         message=message,
         notes=tuple(trainer.notes),
+        numerics_changes=tuple(trainer.numerics_changes),
         frac_alive=frac_alive,
         frac_alive_tokens=frac_alive_tokens,
     )

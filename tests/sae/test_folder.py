@@ -1,3 +1,4 @@
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -33,8 +34,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _change_config(folder: Path, **changes) -> None:
-    document = json.loads((folder / CONFIG_NAME).read_text())
-    (folder / CONFIG_NAME).write_text(json.dumps({**document, **changes}))
+    document = {**json.loads((folder / CONFIG_NAME).read_text()), **changes}
+    del document["config_sha256"]
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    (folder / CONFIG_NAME).write_text(json.dumps({**document, "config_sha256": digest}))
 
 
 def test_what_is_saved_is_loaded_to_the_last_bit(folder):
@@ -82,7 +85,7 @@ def test_loading_does_not_touch_torchs_own_generator(folder):
         ({"d_in": True}, "d_in in config.json must be"),
         ({"d_in": -4}, "d_in in config.json must be"),
         ({"d_sae": "9"}, "d_sae in config.json must be"),
-        ({"format": 2}, "names format 2, this version reads 1"),
+        ({"format": 3}, "names format 3, this version reads 1 and 2"),
         ({"config": []}, "lacks the section config.sae"),
         ({"config": {"sae": {"nonlinearity": "exec"}}}, "config.sae.nonlinearity in config.json: Value error, 'exec' is not"),
         ({"config": {"sae": {"surprise": 1}}}, "config.sae.surprise"),
@@ -135,3 +138,10 @@ def test_every_cut_and_any_flipped_byte_of_the_tensors_is_refused(folder):
         # A flip in the header's metadata or padding that leaves valid JSON changes no tensor.
         assert torch.equal(loaded.W_enc, _sae().W_enc)
         assert torch.equal(loaded.W_dec, _sae().W_dec)
+
+
+def test_a_folder_of_format_1_which_had_no_checksum_of_its_config_is_still_read(folder):
+    document = json.loads((folder / CONFIG_NAME).read_text())
+    del document["config_sha256"]
+    (folder / CONFIG_NAME).write_text(json.dumps(document | {"format": 1}))
+    assert torch.equal(load_sae_folder(folder).W_dec, _sae().W_dec)

@@ -63,6 +63,37 @@ def test_a_sweep_reopened_before_every_trial_asks_the_same_and_fills_every_bin(t
     assert len(undisturbed) < 20
 
 
+def _continue(folder: SweepFolder, **search: int) -> list[tuple[int, str, float]]:
+    """Goes on with a sweep under other budgets; returns the trials that it asked for now."""
+    changed = SPACE.model_copy(update={"search": SPACE.search.model_copy(update=search)})
+    assert changed.identity() == SPACE.identity()
+    proposer = CoverageProposer(changed)
+    study = SweepStudy(folder, "c", sampler=proposer.sampler)
+    asked = []
+    while isinstance(proposal := proposer.propose(study.optuna_study), Proposal):
+        asked.append((proposal.index, proposal.config.sae.architecture, proposal.config.training.l1_coefficient))
+        study.finish(proposal.index, _result(proposal))
+    return asked
+
+
+def test_raising_max_trials_or_bins_goes_on_with_the_same_sweep(tmp_path: Path) -> None:
+    whole = _run(SweepFolder.of(tmp_path / "a", "c"), reopen=False)
+    folder = SweepFolder.of(tmp_path / "b", "c")
+    folder.create()
+    first = _continue(folder, max_trials=5)
+    assert first == whole[:5]
+    assert _continue(folder, max_trials=5) == []
+    assert first + _continue(folder, max_trials=40) == whole
+    finer = _continue(folder, max_trials=60, bins=8)
+    assert [index for index, _, _ in finer] == list(range(len(whole), len(whole) + len(finer)))
+    proposer = CoverageProposer(SPACE.model_copy(update={"search": SPACE.search.model_copy(update={"bins": 8})}))
+    metrics = proposer.metrics(SweepStudy(folder, "c", sampler=proposer.sampler).optuna_study)
+    assert metrics["coverage/relu_l1/filled"] == metrics["coverage/prolu_ste_l1/filled"] == 8
+    assert len(whole) + len(finer) < 28
+    again = _continue(folder, max_trials=80, bins=8, repeats=1)
+    assert 12 <= len(again) <= 20
+
+
 def test_a_driver_killed_before_a_proposal_was_whole_proposes_the_same_again(tmp_path: Path) -> None:
     folder = SweepFolder.of(tmp_path, "c")
     folder.create()

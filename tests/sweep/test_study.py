@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from prolu_tune.search.space import SearchSpace
 from prolu_tune.sweep.files import SweepFolder, SweepLock
-from prolu_tune.sweep.study import GridProposer, Proposal, SweepStudy, TrialResult
+from prolu_tune.sweep.study import GridProposer, Proposal, SweepStudy, TrialResult, next_index
 
 SPACE = SearchSpace.model_validate(
     {"name": "s", "architectures": {"relu+l1": {"l1_coefficient": [0.1, 1.0]}, "prolu_ste+l1": {"l1_coefficient": [0.5]}}}
@@ -28,6 +28,21 @@ def _propose_all(study: SweepStudy) -> list[Proposal]:
     while isinstance(proposal := proposer.propose(study.optuna_study), Proposal):
         proposals.append(proposal)
     return proposals
+
+
+def test_trials_are_found_among_entries_that_are_none_and_the_newest_of_a_retried_one_counts(folder: SweepFolder) -> None:
+    study = SweepStudy(folder, "s")
+    unborn = study.optuna_study.ask()
+    proposals = _propose_all(study)
+    study.finish(0, TrialResult(outcome="failed", record={}))
+    assert study.retry(["failed"]) == [0]
+    assert {i: entry.number for i, entry in study.entries().items()} == {0: 4, 1: 2, 2: 3}
+    # A crash may come between an entry's birth and its configuration; another driver sees it when it is whole.
+    unborn.set_user_attr("index", 3)
+    unborn.set_user_attr("config", proposals[0].config.model_dump_json())
+    for seen in (study, SweepStudy(folder, "s")):
+        assert {i: entry.number for i, entry in seen.entries().items()} == {0: 4, 1: 2, 2: 3, 3: 0}
+        assert next_index(seen.optuna_study) == 4
 
 
 def test_a_grid_is_proposed_once_in_its_order_whatever_is_reopened(folder: SweepFolder) -> None:

@@ -1,6 +1,5 @@
 """What MLflow holds of a sweep, written twice, with gaps, and while it is away."""
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 
 from prolu_tune.config.trial import TrialConfig
+from prolu_tune.durable import sealed
 from prolu_tune.errors import SurroundingsError
 from prolu_tune.results.store import resolve_tracking_uri
 from prolu_tune.sweep.study import TrialResult
@@ -37,7 +37,7 @@ def _trial_folder(storage: Path, sweep: str) -> Path:
     (folder / "sae").mkdir(parents=True)
     (folder / "sae" / "config.json").write_text("{}")
     rows = [{"step": 10, "loss": 2.0, "l0": 30.0}, {"step": 20, "loss": None, "l0": 12.0}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 30, "lo')
+    (folder / "metrics.jsonl").write_text(b"".join(map(sealed, rows)).decode() + '{"step": 30, "lo')
     return folder
 
 

@@ -9,7 +9,9 @@ import torch
 
 from prolu_tune.config.resolve import TrialPlan, plan_trial
 from prolu_tune.config.trial import TrialConfig
-from prolu_tune.errors import InputError, SurroundingsError
+from prolu_tune.errors import InputError, OtherNumericsError, SurroundingsError
+from prolu_tune.training import state
+from prolu_tune.training.numerics import numerics_signature
 from prolu_tune.training.trainer import TrainingResult, train
 
 D_IN, BATCH = 6, 16
@@ -203,9 +205,13 @@ def test_a_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(undistur
     run = Run(tmp_path)
     run.go(stop_at=5)
     full = tmp_path / "checkpoint-0000000009.safetensors.tmp"
-    full.symlink_to("/dev/full")
+
+    def fill(row: dict) -> None:
+        if not full.is_symlink():
+            full.symlink_to("/dev/full")
+
     with pytest.raises(SurroundingsError, match="No space left on device"):
-        run.go(stop_at=7)
+        run.go(stop_at=7, report=fill)
     _assert_same(run, run.go(), *undisturbed)
 
 
@@ -254,3 +260,22 @@ def test_more_dead_latents_than_candidates_are_replaced_as_far_as_they_go():
 def test_bfloat16_on_the_cpu_is_refused():
     with pytest.raises(InputError, match="needs a GPU"):
         Run(training={"precision": "bfloat16"}).go()
+
+
+def test_a_checkpoint_made_with_other_numerics_is_refused_and_goes_on_once_that_is_accepted(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.go(stop_at=6)
+    monkeypatch.setattr(state, "numerics_signature", lambda *arguments: numerics_signature(*arguments) | {"cpu": "another"})
+    with pytest.raises(OtherNumericsError, match=r"cpu .* -> another.*--accept-numerics"):
+        run.go()
+    accepted = run.go(stop_at=4, accept_numerics=True)
+    assert accepted.outcome == "interrupted"
+    finished = run.go()  # its newest checkpoint is of this machine already
+    assert finished.outcome == "finished"
+    (change,) = finished.numerics_changes
+    assert change.startswith("from step 6: cpu ")
+    assert change.endswith("-> another")
+
+
+def test_a_run_whose_numerics_never_changed_says_nothing_of_them(undisturbed):
+    assert undisturbed[1].numerics_changes == ()
