@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help quickstart test test-exports check format lint types layers bench setup
+.PHONY: help quickstart test peers test-exports torture torture-files fuzz lint-cluster test-cluster bench-scale check format lint types layers bench setup
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## make .venv from requirements.lock and install the project into it
 
@@ -28,11 +28,42 @@ quickstart: $(STAMP)  ## a whole sweep on the bundled language model: 18 autoenc
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
-test-exports: $(STAMP)  ## exported folders against the real SAELens and dictionary_learning, in an environment of their own (2 GB)
+PEERS := .venv-peers/.installed
+
+$(PEERS): peers.lock requirements.lock
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@echo "installing SAELens and dictionary_learning into .venv-peers (2 GB) ..."
 	@.venv-peers/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
 	@.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps -r peers.lock
+	@touch $(PEERS)
+
+peers: $(PEERS)  ## install SAELens and dictionary_learning in an environment of their own (2 GB)
+
+test-exports: $(STAMP) $(PEERS)  ## exported folders against the real SAELens and dictionary_learning
 	@$(BIN)/python -m pytest tests/export
+
+torture: $(STAMP)  ## kill real sweeps a hundred times and compare what they end in with an undisturbed one (an hour or more)
+	@$(BIN)/python scripts/torture.py --kills 100
+
+torture-files: $(STAMP)  ## files against kills, full disks, flipped bits and power cuts (root; strace, xfsprogs; minutes)
+	@$(BIN)/python -m pytest -m slow tests/events
+	@$(BIN)/python scripts/torture_files.py --strace --full-disk
+	@$(BIN)/python scripts/torture_files.py --power-cuts 40 --filesystem ext4
+	@$(BIN)/python scripts/torture_files.py --power-cuts 40 --filesystem xfs
+
+fuzz: $(STAMP)  ## 100,000 mutated inputs against every reader (ten minutes)
+	@$(BIN)/python scripts/fuzz.py --inputs 100000 --seed 0
+
+lint-cluster: $(STAMP)  ## check the files in cluster/ offline: Ray's schema, open ports, token, GPUs, versions, storage
+	@$(BIN)/python -m prolu_tune.launch.lint
+
+test-cluster: $(STAMP)  ## a real `ray up` in network namespaces, PostgreSQL, an S3 server (root; installs Debian packages; 30 minutes)
+	@scripts/test_cluster/install.sh
+	@$(BIN)/python -m pytest -m slow tests/cluster
+
+bench-scale: $(STAMP)  ## what 2,000 trials on 64 logical GPUs cost the driver (10 minutes, 10 GB of memory)
+	@$(BIN)/python scripts/scale.py --virtual
+	@$(BIN)/python scripts/scale.py
 
 check: $(STAMP) lint types layers test  ## all that decides whether work lands: format, lint, types, layers, tests
 
@@ -50,6 +81,6 @@ types: $(STAMP)  ## check types
 layers: $(STAMP)  ## check that imports point downwards only
 	@$(BIN)/lint-imports
 
-bench: $(STAMP)  ## measure speed (minutes)
-	@$(BIN)/python -m prolu_tune.bench step
+bench: $(STAMP) $(PEERS)  ## measure speed beside SAELens and dictionary_learning (about half an hour)
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m prolu_tune.bench all
 	@$(BIN)/python -m prolu_tune.bench search --problems 8
