@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+SEEDS ?= 0:20000
 
-.PHONY: help quickstart test peers test-exports torture torture-files fuzz lint-cluster test-cluster bench-scale check format lint types layers bench setup
+.PHONY: help quickstart test peers test-exports torture torture-files simulate fuzz lint-cluster test-cluster bench-scale check format lint types layers bench setup
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,6 +51,10 @@ torture-files: $(STAMP)  ## files against kills, full disks, flipped bits and po
 	@$(BIN)/python scripts/torture_files.py --strace --full-disk
 	@$(BIN)/python scripts/torture_files.py --power-cuts 40 --filesystem ext4
 	@$(BIN)/python scripts/torture_files.py --power-cuts 40 --filesystem xfs
+
+simulate: $(STAMP)  ## the fault simulator: 20,000 seeds of the real driver on a fake disk, clock and server; then the planted bugs
+	@$(BIN)/python scripts/simulate_faults.py --seeds $(SEEDS) --processes $(WORKERS) --least 100
+	@$(BIN)/python scripts/simulate_faults.py --planted --processes $(WORKERS)
 
 fuzz: $(STAMP)  ## 100,000 mutated inputs against every reader (ten minutes)
 	@$(BIN)/python scripts/fuzz.py --inputs 100000 --seed 0

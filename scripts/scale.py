@@ -10,9 +10,11 @@ a straight line and 2 for quadratic growth. CPU seconds, so that a busy machine 
 """
 
 import argparse
+import contextlib
 import io
 import json
 import math
+import signal
 import statistics
 import sys
 import tempfile
@@ -92,7 +94,7 @@ def run_virtually(driver: SweepDriver, *, gpus: int, reports: int) -> None:
                 break
         else:
             driver.ended(index, stub_result(index))
-        while driver.tracker._calls.qsize() > 10 * gpus:  # real trials would take minutes meanwhile
+        while driver.tracker._calls.qsize() > gpus:  # real trials would take minutes meanwhile
             time.sleep(0.01)
 
 
@@ -298,8 +300,13 @@ def main() -> None:
     parser.add_argument("--report-every-s", type=float, default=2.0, help="seconds between a trial's reports")
     parser.add_argument("--virtual", action="store_true", help="without Ray and without waiting: study, driver, MLflow, screen")
     arguments = parser.parse_args()
+    # Ray prints what its machines tell; standard output is for the table.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     how = {"gpus": arguments.gpus, "reports": arguments.reports, "report_every_s": arguments.report_every_s}
-    with tempfile.TemporaryDirectory(prefix="prolu-scale-") as storage:
+    with (
+        tempfile.TemporaryDirectory(prefix="prolu-scale-", ignore_cleanup_errors=True) as storage,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         meter = measure(sorted(arguments.trials), storage=Path(storage), virtual=arguments.virtual, **how)
         if not arguments.virtual:
             import ray

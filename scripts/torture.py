@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from torture import digest  # noqa: E402  its folder is on the path only now
-from torture.history import KILLS, OTHERS, History, history  # noqa: E402
+from torture.history import KILLS, History, history  # noqa: E402
 
 KILLED = (*(f"{role} at" for role in KILLS), "mlflow server killed")
 """How the notes of those faults begin that are SIGKILLs."""
@@ -39,7 +39,7 @@ def main() -> None:
         expected, num_trials, cache = reference[name]
         settings = {"server": rng.random() < arguments.server, "cache": cache if rng.random() < 0.75 else None}
         started = time.monotonic()
-        outcome, made = _one(base / f"h{seed}", SPACES / f"{name}.yaml", seed, expected, num_trials, arguments.faults, settings)
+        outcome, made = _one(base / f"h{seed}", SPACES / f"{name}.yaml", seed, expected, num_trials, arguments.runs, settings)
         entry = {"seed": seed, "commit": arguments.commit, "space": name, **{k: bool(v) for k, v in settings.items()}}
         for fault in made.faults:
             _append(arguments.counter, entry | {"fault": fault, "outcome": outcome})
@@ -60,12 +60,12 @@ def main() -> None:
 
 
 def _one(
-    folder: Path, space: Path, seed: int, expected: dict[str, str], num_trials: int, num_faults: int, settings: dict[str, Any]
+    folder: Path, space: Path, seed: int, expected: dict[str, str], num_trials: int, num_runs: int, settings: dict[str, Any]
 ) -> tuple[str, History]:
     """Returns how one history ended, in a few words, and the history."""
     with history(folder, space, seed=seed, **settings) as made:
         try:
-            _faults(made, num_faults, num_trials=num_trials)
+            _faults(made, num_runs, num_trials=num_trials)
             last = made.finish()
             found = [f"differs: {part}" for part in digest.differences(expected, made.result(last))]
             found += made.complaints(last)
@@ -83,8 +83,7 @@ def _faults(made: History, count: int, *, num_trials: int) -> None:
             if made.random.random() < 0.3:
                 made.server.kill()
                 made.faults.append("mlflow server killed")
-        fault = made.random.choice(KILLS * 2 + OTHERS)
-        made.disturb(fault, num_trials=num_trials)
+        made.disturb(num_trials=num_trials)
     if made.server:
         made.server.proxy.share = 0.0
 
@@ -106,7 +105,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="stop after this many (default 100)")
     parser.add_argument("--seed", type=int, default=1, help="of the first history; the next has the next (default 1)")
-    parser.add_argument("--faults", type=int, default=4, help="per history, before the run to the end (default 4)")
+    parser.add_argument(
+        "--runs", type=int, default=4, help="runs with faults per history, before the one to the end (default 4)"
+    )
     parser.add_argument("--space", choices=["grid", "coverage"], help="only this one")
     parser.add_argument("--server", type=float, default=0.25, help="share of histories with a real MLflow server (0.25)")
     parser.add_argument("--counter", type=Path, default=Path("torture.jsonl"), help="results are appended to it")

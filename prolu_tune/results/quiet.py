@@ -20,10 +20,10 @@ QUIET_LOGGERS: tuple[str, ...] = ("mlflow", "alembic", "sqlalchemy.engine", "url
 def quiet_mlflow() -> None:
     """Returns nothing; MLflow imported in this process afterwards, or in a child of it, neither talks nor phones home.
 
-    Call it before the first `import mlflow`; calling it again is harmless. Warnings and worse of MLflow's loggers are
-    dropped as well as notes, errors are kept: what matters reaches us as an exception.
+    Call it before the first `import mlflow`; calling it again is harmless. What its loggers have to say is dropped,
+    errors with their tracebacks included (a full disk is one): what matters reaches us as an exception.
     """
     os.environ.update(QUIET_ENVIRONMENT)
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -44,8 +44,8 @@ class Crossover:
 
 # `python -m prolu_tune.bench crossover`, one and two threads of an AMD EPYC (Zen 4), 22 November 2026. They cross at 0.1
 # for d_in 32 and at 0.09 to 0.24 for d_in 128 to 1,024 with one thread, at 0.08 and 0.12 to 0.22 with two; below some
-# 500,000 entries (256 x 2,048) a fixed half millisecond counts. The density is lower than that for memory's sake: an
-# active entry takes about 134 bytes, and together with `pre` they have to fit into 3 arrays of batch x d_sae.
+# 500,000 entries (256 x 2,048) a fixed half millisecond counts. The density keeps a margin below all of them: at none of 73
+# shapes, gates and threads did the choice lose, and an active entry takes some 100 bytes (counted, not measured).
 CPU = Crossover(density=0.075, dense_columns=75, sparse_columns=50, serial_columns=55, fixed_columns=2_000_000, every=1)
 # Not measured: from the roofline in `triton_step`.
 CUDA = Crossover(density=0.015, fixed_columns=2**18 * 768, every=64)

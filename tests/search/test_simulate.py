@@ -78,7 +78,7 @@ def test_a_ceiling_is_declared_and_not_paid_for_again():
     # Eight results late and with nobody to learn from, a lone architecture pays dearly for a ceiling just under an edge:
     # five trainings start before the first result may be read, two check a row of stops, and stops cost the rest.
     assert result.cost < 11 + 14
-    assert len(result.trials) < 45
+    assert len(result.trials) <= 45
 
 
 def test_a_collapse_is_bracketed_and_declared():

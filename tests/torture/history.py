@@ -21,8 +21,11 @@ from torture import digest, processes
 from torture.proxy import FaultyProxy
 
 REPOSITORY = Path(__file__).parents[2]
-KILLS = ("driver", "all", "trial", "trial", "node", "raylet", "gcs")
-OTHERS = ("SIGINT", "SIGTERM", "SIGSTOP", "second driver", "snapshots torn", "clock")
+PASSING = ("trial", "trial", "node", "raylet", "gcs", "SIGSTOP", "second driver")
+"""Faults that a run of the command survives: SIGKILL to a process with that role, and others."""
+ENDING = ("driver", "driver", "all", "all", "SIGINT", "SIGTERM")
+"""Faults that end a run: SIGKILL to the driver, or to it and all it started; signals."""
+KILLS = ("driver", "all", *processes.ROLES)
 ATTEMPT_S = 900.0
 """An attempt that takes longer hangs; an undisturbed one takes 20 s on two idle cores, and minutes on busy ones."""
 LEAVE_S = 10.0
@@ -138,26 +141,36 @@ class History:
             assert code == 3, f"exit {code} instead of 0: {attempt.lines[-5:]}"
         raise AssertionError(f"eight times exit 3: {self.notes[-1]}")
 
-    def disturb(self, fault: str, *, num_trials: int) -> None:
-        """Runs the command and lets one fault happen at a random moment; waits until the command has ended.
+    def disturb(self, *, num_trials: int) -> None:
+        """Runs the command with a few faults at random moments; returns when it has ended.
 
         Args:
-            fault: one of `KILLS` or `OTHERS`.
-            num_trials: of the sweep; the moment is drawn among the lines that tell of those that are left.
+            num_trials: of the sweep; the moments are drawn among the lines that tell of those that are left.
         """
-        clock = self.random.choice([-1, 1]) * self.random.randint(1, 72 * 3600) if fault == "clock" else 0
+        draw = self.random
+        faults = [draw.choice(PASSING) for _ in range(draw.randrange(4))] + (
+            [draw.choice(ENDING)] if draw.random() < 0.9 else []
+        )
+        clock = draw.choice([-1, 1]) * draw.randint(1, 72 * 3600) if draw.random() < 0.1 else 0
+        if clock:
+            self.faults.append(f"clock {clock} s off")
+        left = num_trials - len(list(self.storage.glob("sweeps/*/trials/*/trained.json")))
         attempt = self.start(clock=clock)
         try:
-            self._strike(fault, attempt, num_trials=num_trials)
-            self._settle(fault, attempt)
+            for fault in faults:
+                self._strike(
+                    fault, attempt, lines=draw.randrange(2 + (3 + 2 * left) // len(faults)), delay=draw.uniform(0, 1.2)
+                )
+            self._settle(attempt, faults)
         finally:
             processes.kill_all(attempt.process.pid)
             attempt.process.wait()
+        if draw.random() < 0.2:
+            self._tear_snapshots()
 
-    def _strike(self, fault: str, attempt: Attempt, *, num_trials: int) -> None:
-        left = num_trials - len(list(self.storage.glob("sweeps/*/trials/*/trained.json")))
-        pid, at_line, delay = attempt.process.pid, self.random.randrange(3 + 2 * left), self.random.uniform(0, 1.5)
-        deadline = time.monotonic() + ATTEMPT_S
+    def _strike(self, fault: str, attempt: Attempt, *, lines: int, delay: float) -> None:
+        """Lets a fault happen some lines and seconds from now, if the command still runs then."""
+        pid, at_line, deadline = attempt.process.pid, len(attempt.lines) + lines, time.monotonic() + ATTEMPT_S
         while len(attempt.lines) < at_line and attempt.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(delay)
@@ -167,7 +180,7 @@ class History:
         if fault in ("driver", "all"):
             _kill(pid) if fault == "driver" else processes.kill_all(pid)
         elif fault in processes.ROLES:
-            victims = processes.wait_for_role(pid, fault, within_s=60)
+            victims = processes.wait_for_role(pid, fault, within_s=20)
             if not victims:
                 return
             self.random.choice(victims).kill()
@@ -175,8 +188,7 @@ class History:
             started = time.monotonic()
             attempt.process.send_signal(getattr(signal, fault))
             code = attempt.wait(60)
-            took = time.monotonic() - started
-            self.notes.append(f"{fault} took {took:.1f} s")
+            self.notes.append(f"{fault} took {time.monotonic() - started:.1f} s")
             assert code in (130, 0), f"exit {code} after {fault} at {words!r}, said {attempt.lines[-3:]}"
         elif fault == "SIGSTOP":
             processes.stop_for(pid, self.random.choice([2.0, 5.0, 12.0]))
@@ -184,18 +196,16 @@ class History:
             self._second_driver(attempt)
         self.faults.append(f"{fault} at {words!r}")
 
-    def _settle(self, fault: str, attempt: Attempt) -> None:
+    def _settle(self, attempt: Attempt, faults: list[str]) -> None:
+        """Waits for the command's end, which must be one of those that its faults allow."""
         code = attempt.wait(ATTEMPT_S)
-        assert code is not None, f"hangs after {self.faults[-1:]}; its last words: {attempt.lines[-3:]}"
-        allowed = {"driver": (-9,), "all": (-9,), "SIGINT": (130,), "SIGTERM": (130,)}.get(fault, ())
+        assert code is not None, f"hangs after {self.faults[-3:]}; its last words: {attempt.lines[-3:]}"
+        allowed = {"driver": -9, "all": -9, "SIGINT": 130, "SIGTERM": 130}
         if code == 3:
-            self.notes.append(f"exit 3 after {fault}: {attempt.lines[-1:]}")
-        assert code in (*allowed, 0, 3), f"exit {code} after {self.faults[-1:]}: {attempt.lines[-8:]}"
-        if fault == "snapshots torn":
-            self._tear_snapshots()
-            self.faults.append(fault)
-        if fault == "clock":
-            self.faults.append(fault)
+            self.notes.append(f"exit 3 after {faults}: {attempt.lines[-1:]}")
+        assert code in (0, 3, *(allowed[fault] for fault in faults if fault in allowed)), (
+            f"exit {code} after {self.faults[-3:]}: {attempt.lines[-8:]}"
+        )
 
     def _second_driver(self, first: Attempt) -> None:
         lock = self.storage / "sweeps" / self.name / "lock"
@@ -219,6 +229,8 @@ class History:
     def _tear_snapshots(self) -> None:
         """Tune's own files, as far as they are in the sweep's folder: cut one, remove the others."""
         found = [path for pattern in ("tuner.pkl", "experiment_state*") for path in self.folder.rglob(pattern)]
+        if found:
+            self.faults.append("snapshots torn")
         for path in found:
             if self.random.random() < 0.5:
                 path.unlink()
