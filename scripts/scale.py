@@ -34,8 +34,9 @@ from prolu_tune.search.space import SearchSpace
 from prolu_tune.sweep import ray_setup
 from prolu_tune.sweep.driver import SweepDriver
 from prolu_tune.sweep.files import SweepFolder
+from prolu_tune.sweep.mlflow_writer import MlflowWriter
 from prolu_tune.sweep.study import GridProposer, Proposal, SweepStudy, TrialResult
-from prolu_tune.sweep.tracking import MlflowWriter, Tracker
+from prolu_tune.sweep.tracking import Tracker
 from prolu_tune.sweep.tuning import fit
 
 ROWS = 20

@@ -1,4 +1,4 @@
-"""Sweeps in a real MLflow store on SQLite, as `sweep.tracking` writes them; the fixture `stored`, made once a process."""
+"""Sweeps in a real MLflow store on SQLite, as `sweep.mlflow_writer` writes them; the fixture `stored`, made once a process."""
 
 import json
 import math

@@ -15,8 +15,9 @@ from prolu_tune.pareto import pareto_frontier
 from prolu_tune.results.records import Record, new_record
 from prolu_tune.screen.screen import Screen
 from prolu_tune.sweep.files import SweepFolder
+from prolu_tune.sweep.mlflow_writer import MlflowWriter, config_label
 from prolu_tune.sweep.study import Proposal, Proposer, SweepStudy, TrialResult
-from prolu_tune.sweep.tracking import MlflowWriter, Tracker, config_label
+from prolu_tune.sweep.tracking import Tracker
 
 if TYPE_CHECKING:
     from prolu_tune.sweep.mirror import SweepMirror

@@ -23,10 +23,11 @@ from prolu_tune.search.space import SearchSpace
 from prolu_tune.sweep.coverage_search import CoverageProposer
 from prolu_tune.sweep.driver import SweepDriver, frontier_trials, sweep_records
 from prolu_tune.sweep.files import SweepFolder, SweepLock, read_stored, surroundings_error
+from prolu_tune.sweep.mlflow_writer import MlflowWriter
 from prolu_tune.sweep.settings import Machines, NodeType
 from prolu_tune.sweep.signals import StopSignals
 from prolu_tune.sweep.study import GridProposer, Proposer, SweepStudy
-from prolu_tune.sweep.tracking import MlflowWriter, Tracker
+from prolu_tune.sweep.tracking import Tracker
 
 if TYPE_CHECKING:
     from prolu_tune.sweep.mirror import SweepMirror
@@ -261,7 +262,7 @@ def _check_identity(space: SearchSpace, folder: SweepFolder, *, started: bool) -
 
 def _differences(stored: dict[str, Any], now: dict[str, Any]) -> str:
     """Returns the first few keys that differ, with both values."""
-    from prolu_tune.sweep.tracking import flatten
+    from prolu_tune.sweep.mlflow_writer import flatten
 
     old, new = flatten(stored), flatten(now)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

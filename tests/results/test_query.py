@@ -15,8 +15,8 @@ from prolu_tune.results import store
 from prolu_tune.results.query import Sweep, load_sweeps
 from prolu_tune.results.records import FIELDS, new_record, to_json
 from prolu_tune.results.store import parse_reference, resolve_tracking_uri
+from prolu_tune.sweep.mlflow_writer import MlflowWriter
 from prolu_tune.sweep.study import TrialResult
-from prolu_tune.sweep.tracking import MlflowWriter
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,11 @@ def campaign(first: int, last: int, *, processes: int, least: int = 0) -> int:
     """Runs many seeds, prints the table and returns the exit status."""
     report, started = runs.Report(), time.monotonic()
     shown = started
+    told: set[int] = set()
     for report in runs.run_campaign(first, last, processes=processes):
+        for seed in sorted(report.failures.keys() - told):
+            print(f"seed {seed}: {report.failures[seed][:400]}", file=sys.stderr)
+            told.add(seed)
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
             print(f"{report.seeds} of {last - first} seeds, {len(report.failures)} failed", file=sys.stderr)

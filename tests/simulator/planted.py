@@ -14,7 +14,7 @@ from typing import Any
 
 from prolu_tune import durable
 from prolu_tune.search.sampler import L0CoverageSampler
-from prolu_tune.sweep import coverage_search, driver, files, journal, runner, study, tracking, trial
+from prolu_tune.sweep import coverage_search, driver, files, journal, mlflow_writer, runner, study, tracking, trial
 from prolu_tune.training import checkpoint, state
 from simulator.faults import Fault
 
@@ -131,11 +131,11 @@ def _rows_by_wall_clock() -> list[Change]:
     def log_metrics(self: Any, run: Any, metrics: Any) -> None:
         from mlflow.entities import Metric
 
-        now = int(tracking.time.time() * 1000)
+        now = int(time.time() * 1000)
         entities = [Metric(key, float("nan") if value is None else float(value), now, step) for key, value, step in metrics]
         self._client.log_batch(run.run_id, metrics=entities)
 
-    return [(tracking.MlflowWriter, "_log_metrics", log_metrics)]
+    return [(mlflow_writer.MlflowWriter, "_log_metrics", log_metrics)]
 
 
 def _no_lock() -> list[Change]:
@@ -230,7 +230,7 @@ def _retry_without_look() -> list[Change]:
         def writer(self, value: Any) -> None:
             self.kept = value if value is not None else self.kept
 
-    doubles = (tracking.MlflowWriter, "_without_doubles", lambda self, runs, *, ours=(): list(runs))
+    doubles = (mlflow_writer.MlflowWriter, "_without_doubles", lambda self, runs, *, ours=(): list(runs))
     return [(runner, "Tracker", Stubborn), doubles]
 
 
@@ -263,7 +263,7 @@ def _call_dropped() -> list[Change]:
 def _end_without_waiting() -> list[Change]:
     def close(self: Any, *, timeout_s: float) -> None:
         while self.writer is None:
-            tracking.time.sleep(0.1)
+            time.sleep(0.1)
 
     return [(tracking.Tracker, "close", close)]
 
@@ -289,13 +289,13 @@ def _stop_rule_forgotten() -> list[Change]:
 
 
 def _frontier_only_grows() -> list[Change]:
-    mark = tracking.MlflowWriter.mark_frontier
+    mark = mlflow_writer.MlflowWriter.mark_frontier
 
     def grown(self: Any, on_frontier: set[int]) -> None:
         found = self._search(f"tags.`prolu.sweep` = '{self._sweep}' and tags.`prolu.pareto` = 'true'")
         mark(self, on_frontier | {int(run.data.tags["prolu.trial"]) for run in found})
 
-    return [(tracking.MlflowWriter, "mark_frontier", grown)]
+    return [(mlflow_writer.MlflowWriter, "mark_frontier", grown)]
 
 
 def _forgets(name: str) -> list[Change]:

@@ -14,8 +14,9 @@ from prolu_tune.errors import SurroundingsError
 from prolu_tune.search.space import SearchSpace
 from prolu_tune.sweep import files, tracking
 from prolu_tune.sweep.files import SweepFolder, alone_in_folder
+from prolu_tune.sweep.mlflow_writer import MlflowWriter
 from prolu_tune.sweep.study import TrialResult
-from prolu_tune.sweep.tracking import MlflowWriter, Tracker
+from prolu_tune.sweep.tracking import Tracker
 from simulator.server import Client, Server
 
 SPACE = SearchSpace.model_validate({"name": "s", "architectures": {"relu+l1": {"l1_coefficient": [0.1]}}})

@@ -11,8 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from prolu_tune.config.trial import TrialConfig
 from prolu_tune.durable import sealed
+from prolu_tune.sweep.mlflow_writer import MlflowWriter
 from prolu_tune.sweep.study import TrialResult
-from prolu_tune.sweep.tracking import MlflowWriter
 from simulator.server import Client, Server
 
 

@@ -24,7 +24,7 @@ import optuna
 from prolu_tune.errors import InputError, SurroundingsError
 from prolu_tune.results.quiet import quiet_mlflow
 from prolu_tune.search.space import SearchSpace
-from prolu_tune.sweep import runner, searcher, signals, tracking
+from prolu_tune.sweep import mlflow_writer, runner, searcher, signals
 from prolu_tune.sweep import trial as trial_module
 from simulator import faults
 from simulator.clock import (
@@ -418,7 +418,7 @@ class World:
         changes += [
             (mlflow, "MlflowClient", lambda **_: Client(self.server, self.carry)),
             (optuna.logging, "set_verbosity", lambda level: None),
-            (tracking, "quiet_mlflow", lambda: None),
+            (mlflow_writer, "quiet_mlflow", lambda: None),
         ]
         old = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
         try:

@@ -10,8 +10,9 @@ from prolu_tune.config.trial import TrialConfig
 from prolu_tune.durable import sealed
 from prolu_tune.errors import SurroundingsError
 from prolu_tune.results.store import resolve_tracking_uri
+from prolu_tune.sweep.mlflow_writer import MlflowWriter
 from prolu_tune.sweep.study import TrialResult
-from prolu_tune.sweep.tracking import MlflowWriter, Tracker
+from prolu_tune.sweep.tracking import Tracker
 
 CONFIG = TrialConfig()
 RESULT = {"l0": 12.5, "ce_degradation": 0.25, "steps": 20.0}
@@ -63,6 +64,42 @@ def test_a_trial_written_by_two_drivers_in_turn_is_one_run_with_each_row_once(st
     assert child.data.tags["prolu.state"] == "finished"
     assert child.info.status == "FINISHED"
     assert (Path(child.info.artifact_uri.removeprefix("file://")) / "sae" / "config.json").read_text() == "{}"
+
+
+class _ParamsWriter(MlflowWriter):
+    """Counts how often parameters are noted, and dies before that if told to."""
+
+    noted = 0
+    dies = False
+
+    def _log_params(self, *arguments: Any) -> None:
+        if self.dies:
+            raise KeyboardInterrupt
+        self.noted += 1
+        super()._log_params(*arguments)
+
+
+def test_parameters_are_noted_once_unless_a_driver_died_before_that(storage: Path) -> None:
+    folder = _trial_folder(storage, "params")
+    result = TrialResult(outcome="finished", record=RESULT)
+    uri = resolve_tracking_uri(None, storage)
+
+    def writer() -> _ParamsWriter:
+        return _ParamsWriter(uri, experiment="test", artifacts=storage / "artifacts", sweep="params")
+
+    first = writer()
+    first.start_trial(0, CONFIG)
+    first.end_trial(0, CONFIG, result, folder)
+    first.dies = True
+    with pytest.raises(KeyboardInterrupt):
+        first.start_trial(1, CONFIG)
+    second = writer()
+    second.start_trial(1, CONFIG)
+    second.end_trial(1, CONFIG, result, folder)
+    assert (first.noted, second.noted) == (1, 1)
+    client = _client(storage)
+    children = [client.get_run(run.run_id) for run in second.tracked.children.values()]
+    assert [run.data.params["training.lr"] for run in children] == ["0.001", "0.001"]
 
 
 def test_the_frontier_tag_is_given_and_taken(storage: Path) -> None:
