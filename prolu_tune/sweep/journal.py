@@ -64,12 +64,14 @@ class SweepJournal(BaseJournalBackend):
 def repair_journal(path: Path) -> int:
     """Returns the number of bytes cut from the end of a journal; they are kept beside it as `*.torn`.
 
-    Also removes the lock that a killed driver of an earlier version left: the sweep's own lock excludes a second one.
+    Also removes what a killed driver may have left: a copy it had not yet renamed, and an earlier version's lock; the
+    sweep's own lock excludes a second driver.
 
     Raises:
         SurroundingsError: if a record before the last is damaged, which no crash of ours can do.
     """
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    for left in ("lock", "tmp", "torn.tmp"):
+        path.with_name(f"{path.name}.{left}").unlink(missing_ok=True)
     if not path.exists():
         return 0
     data = path.read_bytes()

@@ -283,5 +283,5 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-        with target.open("rb") as copy:
+        with target.open("r+b") as copy:
             os.fsync(copy.fileno())

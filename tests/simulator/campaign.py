@@ -95,7 +95,10 @@ def run_seeds(seeds: Iterable[int], root: Path) -> Report:
         report.kinds.update(world.kinds)
         report.lives.update(life.ended for life in [*world.lives, *world.extra])
         if wrong:
-            report.failures[seed] = "; ".join(wrong)[:2000]
+            lives = " | ".join(", ".join([life.ended, *life.struck]) for life in world.lives)
+            again, still_wrong = run_seed(seed, root)
+            same = "the same again" if again.fingerprint == world.fingerprint else "NOT the same again"
+            report.failures[seed] = f"{'; '.join(wrong)[:2000]} ({lives}; {same}, {len(still_wrong)} broken)"
     return report
 
 

@@ -24,10 +24,11 @@ class DeadlockError(Exception):
 class Process:
     """A simulated process: it may be killed or stopped, with all of its threads."""
 
-    _pids = itertools.count(1000)
+    pids = itertools.count(1000)
+    """Begins anew with each world: as text they decide how long some files are."""
 
     def __init__(self, role: str, parent: "Process | None" = None) -> None:
-        self.pid = next(self._pids)
+        self.pid = next(self.pids)
         self.role = role
         self.parent = parent
         self.alive = True

@@ -29,7 +29,7 @@ def campaign(first: int, last: int, *, processes: int, least: int = 0) -> int:
     told: set[int] = set()
     for report in runs.run_campaign(first, last, processes=processes):
         for seed in sorted(report.failures.keys() - told):
-            print(f"seed {seed}: {report.failures[seed][:400]}", file=sys.stderr)
+            print(f"seed {seed}: {report.failures[seed][:800]}", file=sys.stderr)
             told.add(seed)
         if time.monotonic() - shown > 10:
             shown = time.monotonic()

@@ -30,8 +30,6 @@ FAILPOINTS: tuple[str, ...] = (
     "driver: truncate lock",
     "driver: truncate space.json.tmp",
     "driver: truncate study.journal",
-    "driver: truncate study.journal.tmp",
-    "driver: truncate study.journal.torn.tmp",
     "driver: truncate tracked.tmp",
     "driver: truncate write test",
     "driver: unlink artifact",

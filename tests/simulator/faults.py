@@ -33,6 +33,14 @@ class Fault:
 
 BEFORE: dict[str, tuple[tuple[str, str], ...]] = {
     "driver: create study.journal.torn.tmp": (("driver: write study.journal", "kill halfway"),),
+    "driver: unlink study.journal.torn.tmp": (
+        ("driver: write study.journal", "kill halfway"),
+        ("driver: fsync study.journal.torn.tmp", "kill before"),
+    ),
+    "driver: unlink study.journal.tmp": (
+        ("driver: write study.journal", "kill halfway"),
+        ("driver: fsync study.journal.tmp", "error 5"),
+    ),
     "driver: truncate space.json.tmp": (("driver: fsync space.json.tmp", "kill before"),),
     "driver: unlink space.json.tmp": (("driver: fsync space.json.tmp", "error 5"),),
     "driver: truncate tracked.tmp": (("driver: fsync tracked.tmp", "kill before"),),
@@ -62,9 +70,38 @@ BEFORE: dict[str, tuple[tuple[str, str], ...]] = {
     "trial: rmdir sae.tmp": (("trial: fsync sae.tmp", "worker lost after"),),
     "trial: rename sae.old": (("trial: rename trained.json", "worker lost before"),),
     "mlflow: delete_run": (("mlflow: create_run", "error late"),),
-    "mlflow: delete_tag": (("mlflow: log_batch", "signal"),),
+    "mlflow: delete_tag": (("driver: write study.journal", "signal"),),
 }
 """What has to go wrong first for a failpoint to be passed at all; others that are rarely passed follow from these."""
+SELDOM = {
+    "driver: unlink study.journal.tmp": 2,
+    "driver: unlink study.journal.torn.tmp": 2,
+    "driver: create artifact": 2,
+    "driver: fsync sweeps": 2,
+    "driver: rename space.json": 2,
+    "driver: truncate space.json.tmp": 2,
+    "driver: truncate write test": 2,
+    "driver: unlink space.json.tmp": 2,
+    "driver: write artifact": 2,
+    "driver: write space.json.tmp": 2,
+    "mlflow: delete_run": 5,
+    "mlflow: delete_tag": 8,
+    "trial: create error.txt.tmp": 2,
+    "trial: fsync error.txt.tmp": 2,
+    "trial: rename error.txt": 3,
+    "trial: truncate error.txt.tmp": 4,
+    "trial: rename sae.old": 2,
+    "trial: truncate sae config.json.tmp": 3,
+    "trial: unlink checkpoint": 2,
+    "trial: unlink error.txt.tmp": 4,
+    "trial: unlink metrics.jsonl.tmp": 3,
+    "trial: unlink sae config.json": 2,
+    "trial: unlink sae sae.safetensors": 2,
+    "trial: unlink sae sae.safetensors.tmp": 3,
+    "trial: unlink trained.json.tmp": 4,
+    "trial: write error.txt.tmp": 3,
+}
+"""Failpoints that few sweeps pass are drawn so many times as often."""
 LIKEWISE = {
     "study.journal.torn": "driver: create study.journal.torn.tmp",
     "study.journal.tmp": "driver: create study.journal.torn.tmp",
@@ -96,7 +133,7 @@ def plan(rng: random.Random, catalogue: tuple[str, ...], usual: Mapping[str, int
         if rng.random() < 0.15:
             groups.append([Fault(None, rng.randint(1, 400))])
             continue
-        target = rng.choice(catalogue)
+        target = rng.choices(catalogue, [SELDOM.get(name, 1) for name in catalogue])[0]
         if usual.get(target):
             near = rng.random() < 0.3
             groups.append([Fault(target, 1 if near else rng.randint(1, usual[target]))])

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import itertools
 import logging
 import os
 import queue
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -77,6 +79,7 @@ class World:
         self.plan = list(plan)
         self.rng = random.Random(f"world {seed}")
         self.fault_rng = random.Random(f"faults {seed}")
+        Process.pids = itertools.count(1000)
         self.clock = Clock(random.Random(f"clock {seed}"))
         self.time = SimTime(self.clock)
         self.disk = Disk(root, self._disk_effect, self.settled)
@@ -98,6 +101,8 @@ class World:
         self.steps_taken: Counter[int] = Counter()
         self.wasted = 0
         self.outcome: Any = None
+        self.fingerprint = 0
+        """Of all effects and their times: equal for equal seeds."""
         self._trace = trace
 
     # -- what others tell
@@ -118,6 +123,7 @@ class World:
     def effect(self, name: str) -> str | None:
         """Counts an effect about to happen; returns the kind of fault that strikes there, if one does."""
         self.passed[name] += 1
+        self.fingerprint = zlib.crc32(f"{self.clock.now} {name}".encode(), self.fingerprint)
         self.say(name)
         if not self.plan:
             return None

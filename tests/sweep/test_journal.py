@@ -50,14 +50,18 @@ def test_without_the_repair_optuna_loses_such_a_journal_so_that_the_repair_is_ne
         assert len(_study(path).trials) == 5
 
 
-def test_a_whole_journal_is_left_alone_and_a_stale_lock_is_removed(journal: bytes, tmp_path: Path) -> None:
+def test_a_whole_journal_is_left_alone_and_what_a_killed_driver_left_is_removed(
+    journal: bytes, tmp_path: Path
+) -> None:
     path = tmp_path / "study.journal"
     path.write_bytes(journal)
     lock = path.with_name("study.journal.lock")
     lock.symlink_to(path)
+    for left in ("study.journal.tmp", "study.journal.torn.tmp"):
+        path.with_name(left).write_bytes(b"a copy that a killed driver had not yet renamed")
     assert repair_journal(path) == 0
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == journal
-    assert not lock.is_symlink()
     assert repair_journal(tmp_path / "missing") == 0
 
 
