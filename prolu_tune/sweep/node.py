@@ -51,21 +51,24 @@ class NodeServer:
         return self._open().layout
 
     def check(self, num_tokens: int) -> None:
-        """Checks that the data hold a run of `num_tokens` and something to evaluate on, and loads the language model.
+        """Checks that the data hold a run of `num_tokens` and something to evaluate on, and that the language model loads.
 
-        What the first trials will ask for is then begun in a thread, while their processes still start.
+        Where its first chunk lies in the cache it has been loaded before: trials go on with what is there, and the first
+        evaluation loads it. What the first trials will ask for is then begun in a thread, while their processes still start.
 
         Raises:
             InputError: with the numbers, or what the model lacks.
         """
         model = self._settings.activations.model
         self._work = lambda: (f"loading {model}", None, None)
-        threading.Thread(target=import_transformer_lens, daemon=True).start()
+        if not any(cache_folder(self._settings).glob("chunks/*")):
+            threading.Thread(target=import_transformer_lens, daemon=True).start()
         try:
             source = self._open()
             check_enough(source.layout, self._settings.activations, num_tokens=num_tokens)
             self._data = EvaluationData(source, num_tokens=self._settings.evaluation.num_tokens)
-            assert source.language_model.d_in == source.d_in, "the hook's width is what the layout was planned for"
+            if not source.has(0):
+                assert source.language_model.d_in == source.d_in, "the hook's width is what the layout was planned for"
         finally:
             self._work = _idle
         threading.Thread(target=self._begin, daemon=True).start()

@@ -20,7 +20,6 @@ from prolu_tune.results.records import Record
 from prolu_tune.results.store import experiment_name, resolve_tracking_uri
 from prolu_tune.screen.screen import Screen
 from prolu_tune.search.space import SearchSpace
-from prolu_tune.sweep.coverage_search import CoverageProposer
 from prolu_tune.sweep.driver import SweepDriver, frontier_trials, sweep_records
 from prolu_tune.sweep.files import SweepFolder, SweepLock, read_stored, surroundings_error
 from prolu_tune.sweep.mlflow_writer import MlflowWriter
@@ -181,6 +180,9 @@ def _search(space: SearchSpace) -> tuple[Proposer, BaseSampler | None]:
     """Returns what proposes the trials of a space, and the sampler that its study needs."""
     if space.search.kind == "grid":
         return GridProposer(space), None
+    # Imported here: SciPy takes a second on a busy machine, which a second driver's refusal would wait for.
+    from prolu_tune.sweep.coverage_search import CoverageProposer
+
     proposer = CoverageProposer(space)
     return proposer, proposer.sampler
 

@@ -4,9 +4,11 @@ The first signal lets running trials save and leave, the second leaves at once, 
 results and checkpoints are on disk at any moment.
 """
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -44,6 +46,8 @@ class StopSignals:
             self._deadline.cancel()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        # Ray's handler in C++, where it came first, has set an alarm that would abort this process in 3 s.
+        signal.alarm(0)
         if self._deadline is not None:
             leave(self._driver.screen, 130)
         self._deadline = threading.Timer(GRACE_S, leave, (self._driver.screen, 130))
@@ -56,6 +60,32 @@ class StopSignals:
         self._driver.request_stop()
         saving = len(self._driver.running)
         self._driver.screen.note(f"stopping, saving {saving} trials (again to stop at once)")
+
+
+class SignalledError(Exception):
+    """SIGTERM came while Ray started; the handler of this process has had it."""
+
+
+@contextlib.contextmanager
+def keep_handler() -> Iterator[None]:
+    """Keeps this process's SIGTERM handler over a start of Ray, which puts two of its own before it: one exits, one aborts.
+
+    Raises:
+        SignalledError: if the signal came meanwhile.
+    """
+    ours = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(ours):
+        yield
+        return
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        ours(signal.SIGTERM, None)
+        raise SignalledError from None
+    finally:
+        signal.signal(signal.SIGTERM, ours)
 
 
 def leave(screen: Screen, exit_code: int) -> NoReturn:

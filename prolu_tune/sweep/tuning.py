@@ -13,7 +13,7 @@ from prolu_tune.sweep.driver import SweepDriver
 from prolu_tune.sweep.local_ray import LocalRay
 from prolu_tune.sweep.settings import Machines, WorkerSettings, node_settings
 from prolu_tune.sweep.shared import write_token
-from prolu_tune.sweep.signals import start_again
+from prolu_tune.sweep.signals import SignalledError, keep_handler, start_again
 
 MOST_AT_ONCE = 10**6
 """For Tune, which otherwise takes one trial at a time from a searcher; how many there may be is `SweepDriver.capacity`."""
@@ -35,12 +35,17 @@ def run_trials(space: SearchSpace, driver: SweepDriver, *, storage: Path, machin
         told = leaving.enter_context((driver.folder.root / "ray.log").open("a", buffering=1, encoding="utf-8"))
         leaving.enter_context(contextlib.redirect_stdout(told))
         leaving.callback(_end_ray, local)
-        found = ray_setup.start_ray(
-            machines.address,
-            token_folder=storage.absolute(),
-            trial_gpus=space.resources.gpus_per_trial,
-            temporary_folder=local.ray_folder if local else None,
-        )
+        try:
+            with keep_handler():
+                found = ray_setup.start_ray(
+                    machines.address,
+                    token_folder=storage.absolute(),
+                    trial_gpus=space.resources.gpus_per_trial,
+                    temporary_folder=local.ray_folder if local else None,
+                )
+        except SignalledError:
+            driver.request_stop()
+            return
         ray_setup.check_resources(space.resources, found, machines.node_types)
         _tune(space, driver, storage=storage, machines=machines)
 

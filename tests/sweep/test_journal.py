@@ -50,9 +50,7 @@ def test_without_the_repair_optuna_loses_such_a_journal_so_that_the_repair_is_ne
         assert len(_study(path).trials) == 5
 
 
-def test_a_whole_journal_is_left_alone_and_what_a_killed_driver_left_is_removed(
-    journal: bytes, tmp_path: Path
-) -> None:
+def test_a_whole_journal_is_left_alone_and_what_a_killed_driver_left_is_removed(journal: bytes, tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     path.write_bytes(journal)
     lock = path.with_name("study.journal.lock")

@@ -30,7 +30,7 @@ with signals.StopSignals(driver):
 print("saved", flush=True)
 sys.exit(130)
 """
-UNTIL_STOPPED = "while not driver.stopping: time.sleep(0.01)"
+UNTIL_STOPPED = "while not driver.stopping: time.sleep(0.01)\n    time.sleep(1)  # for the note, which a thread writes"
 FOR_EVER = "while True: time.sleep(0.01)"
 
 
@@ -73,6 +73,30 @@ def test_when_the_grace_runs_out_the_process_leaves_even_with_a_screen_that_neve
     process = _start(FOR_EVER, stop="time.sleep(600)")
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130
+
+
+AS_RAY_DOES = """
+    import os, signal
+    def start(signalled):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        if signalled: os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        with signals.keep_handler(): start({signalled})
+    except signals.SignalledError: driver.request_stop()
+    if not {signalled}: signal.alarm(1)  # that of Ray's handler in C++
+    if not {signalled}: os.kill(os.getpid(), signal.SIGTERM)
+    while not driver.stopping: time.sleep(0.01)
+    time.sleep(1.5)
+"""
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_ray_takes_no_signal_away_while_it_starts_or_after(signalled: bool) -> None:
+    """It puts handlers of its own in the place of ours: one exits with 15, one aborts the process 3 s later."""
+    process = _start(AS_RAY_DOES.format(signalled=signalled).strip())
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "saved\n"), err
+    assert "stopping, saving 2 trials" in err
 
 
 LOST = """

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,20 @@ from typing import Any
 
 from prolu_tune.sweep.local_ray import LONGEST_TEMPORARY
 from torture import digest, processes
-from torture.proxy import FaultyProxy
+from torture.server import MlflowServer
 
 REPOSITORY = Path(__file__).parents[2]
-PASSING = ("trial", "trial", "node", "raylet", "gcs", "SIGSTOP", "second driver")
+PASSING = (*["trial"] * 6, "node", "node", "raylet", "gcs", "worker", "SIGSTOP", "second driver")
 """Faults that a run of the command survives: SIGKILL to a process with that role, and others."""
-ENDING = ("driver", "driver", "all", "all", "SIGINT", "SIGTERM")
+ENDING = (*["driver"] * 4, *["all"] * 4, "SIGINT", "SIGTERM")
 """Faults that end a run: SIGKILL to the driver, or to it and all it started; signals."""
-KILLS = ("driver", "all", *processes.ROLES)
+SERVER_KILL = "mlflow server killed"
+KILLED = (*(f"{role} at" for role in ("driver", "all", "trial", "node", "raylet", "gcs")), SERVER_KILL)
+"""How the notes of those faults begin that are SIGKILLs; that of an idle `worker` is not counted as one."""
+START_S = 20.0
+"""About as long as the command takes to its first trial; a share of its runs is ended within it, so while it recovers."""
+PAUSES_S = (2.0, 2.0, 5.0, 12.0, 40.0)
+"""Of a SIGSTOP; 40 s is more than Optuna's own lock would live."""
 ATTEMPT_S = 900.0
 """An attempt that takes longer hangs; an undisturbed one takes 20 s on two idle cores, and minutes on busy ones."""
 LEAVE_S = 10.0
@@ -33,11 +38,14 @@ LEAVE_S = 10.0
 ORPHANS_S = 60.0
 CLOCK = """
 import os, time
-step, time_of_day, time_of_day_ns = int(os.environ["PROLU_TORTURE_CLOCK"]), time.time, time.time_ns
-time.time = lambda: time_of_day() + step
-time.time_ns = lambda: time_of_day_ns() + step * 10**9
+step, late = int(os.environ["PROLU_TORTURE_CLOCK"]), float(os.environ["PROLU_TORTURE_CLOCK_LATE"])
+time_of_day, time_of_day_ns, began = time.time, time.time_ns, time.monotonic()
+def off():
+    return step if time.monotonic() - began >= late else 0
+time.time = lambda: time_of_day() + off()
+time.time_ns = lambda: time_of_day_ns() + off() * 10**9
 """
-"""Sets the clock of every Python process ahead or back; `libfaketime` makes Ray's own code crash (signal 11, at once)."""
+"""Steps the clock of every Python process ahead or back; `libfaketime` makes Ray's own code crash (signal 11, at once)."""
 
 
 @dataclass
@@ -94,8 +102,14 @@ class History:
         """MLflow's SQLite file."""
         return self.server.database if self.server else self.storage / "mlflow.db"
 
-    def start(self, *arguments: str, clock: int = 0, environment: dict[str, str] | None = None) -> Attempt:
-        """Starts the command, where asked with further arguments, a clock that many seconds off, or more in its environment."""
+    def start(self, *arguments: str, clock: tuple[int, float] = (0, 0.0), environment: dict[str, str] | None = None) -> Attempt:
+        """Starts the command.
+
+        Args:
+            arguments: further ones.
+            clock: how many seconds the clock steps, and how long after a process started.
+            environment: further variables.
+        """
         command = [sys.executable, "-m", "prolu_tune.cli.main", "run", str(self.space), "--json"]
         command += ["--storage", str(self.storage)]
         if self.server and "PROLU_TRACKING_URI" not in (environment or {}):
@@ -107,12 +121,13 @@ class History:
             "PROLU_TORTURE": str(self.folder),
             "RAY_TMPDIR": str(self.folder),
         }
-        if clock:
+        if clock[0]:
             (self.folder / "clock").mkdir(exist_ok=True)
             (self.folder / "clock" / "sitecustomize.py").write_text(CLOCK)
             environment |= {
                 "PYTHONPATH": f"{self.folder / 'clock'}{os.pathsep}{REPOSITORY}",
-                "PROLU_TORTURE_CLOCK": str(clock),
+                "PROLU_TORTURE_CLOCK": str(clock[0]),
+                "PROLU_TORTURE_CLOCK_LATE": str(clock[1]),
             }
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -141,26 +156,28 @@ class History:
             assert code == 3, f"exit {code} instead of 0: {attempt.lines[-5:]}"
         raise AssertionError(f"eight times exit 3: {self.notes[-1]}")
 
-    def disturb(self, *, num_trials: int) -> None:
-        """Runs the command with a few faults at random moments; returns when it has ended.
+    def disturb(self) -> None:
+        """Runs the command with faults at random moments; returns when it has ended.
 
-        Args:
-            num_trials: of the sweep; the moments are drawn among the lines that tell of those that are left.
+        One run in four is ended while it still starts, that is recovers; the others meet many faults while trials run.
         """
         draw = self.random
-        faults = [draw.choice(PASSING) for _ in range(draw.randrange(4))] + (
-            [draw.choice(ENDING)] if draw.random() < 0.9 else []
-        )
-        clock = draw.choice([-1, 1]) * draw.randint(1, 72 * 3600) if draw.random() < 0.1 else 0
-        if clock:
-            self.faults.append(f"clock {clock} s off")
-        left = num_trials - len(list(self.storage.glob("sweeps/*/trials/*/trained.json")))
+        early = draw.random() < 0.25
+        faults = [] if early else [draw.choice(PASSING) for _ in range(draw.randint(3, 9))]
+        if self.server and faults:
+            faults[draw.randrange(len(faults))] = SERVER_KILL
+        if early or draw.random() < 0.9:
+            faults.append(draw.choice(ENDING))
+        clock = (0, 0.0)
+        if draw.random() < 0.1:
+            clock = (draw.choice([-1, 1]) * draw.randint(1, 72 * 3600), draw.choice([0.0, draw.uniform(0, 60)]))
+            self.faults.append(f"clock {clock[0]} s off after {clock[1]:.0f} s")
         attempt = self.start(clock=clock)
         try:
+            if not early and draw.random() < 0.8:
+                self.wait_for(attempt, "started ")
             for fault in faults:
-                self._strike(
-                    fault, attempt, lines=draw.randrange(2 + (3 + 2 * left) // len(faults)), delay=draw.uniform(0, 1.2)
-                )
+                self.strike(fault, attempt, delay=draw.uniform(0, START_S if early else 4.0))
             self._settle(attempt, faults)
         finally:
             processes.kill_all(attempt.process.pid)
@@ -168,11 +185,17 @@ class History:
         if draw.random() < 0.2:
             self._tear_snapshots()
 
-    def _strike(self, fault: str, attempt: Attempt, *, lines: int, delay: float) -> None:
-        """Lets a fault happen some lines and seconds from now, if the command still runs then."""
-        pid, at_line, deadline = attempt.process.pid, len(attempt.lines) + lines, time.monotonic() + ATTEMPT_S
-        while len(attempt.lines) < at_line and attempt.process.poll() is None and time.monotonic() < deadline:
+    def wait_for(self, attempt: Attempt, words: str) -> None:
+        """Waits until the command says something, or ends."""
+        deadline = time.monotonic() + ATTEMPT_S
+        while attempt.process.poll() is None and time.monotonic() < deadline:
+            if any(words in line for line in attempt.lines):
+                return
             time.sleep(0.02)
+
+    def strike(self, fault: str, attempt: Attempt, *, delay: float) -> None:
+        """Lets a fault happen some seconds from now, if the command still runs then, and once there is such a process."""
+        pid = attempt.process.pid
         time.sleep(delay)
         if attempt.process.poll() is not None:
             return
@@ -180,30 +203,42 @@ class History:
         if fault in ("driver", "all"):
             _kill(pid) if fault == "driver" else processes.kill_all(pid)
         elif fault in processes.ROLES:
-            victims = processes.wait_for_role(pid, fault, within_s=20)
+            victims = processes.wait_for_role(pid, fault, within_s=60)
             if not victims:
                 return
-            self.random.choice(victims).kill()
+            try:
+                self.random.choice(victims).kill()
+            except processes.psutil.NoSuchProcess:
+                return
         elif fault in ("SIGINT", "SIGTERM"):
             started = time.monotonic()
             attempt.process.send_signal(getattr(signal, fault))
             code = attempt.wait(60)
             self.notes.append(f"{fault} took {time.monotonic() - started:.1f} s")
-            assert code in (130, 0), f"exit {code} after {fault} at {words!r}, said {attempt.lines[-3:]}"
+            # Python itself still starts: the signal's own end.
+            unprepared = (-int(getattr(signal, fault)),) if not attempt.lines or "started again" in words else ()
+            assert code in (130, 0, *unprepared), f"exit {code} after {fault} at {words!r}, said {attempt.lines[-3:]}"
         elif fault == "SIGSTOP":
-            processes.stop_for(pid, self.random.choice([2.0, 5.0, 12.0]))
+            processes.stop_for(pid, self.random.choice(PAUSES_S))
         elif fault == "second driver":
             self._second_driver(attempt)
+        elif fault == SERVER_KILL:
+            assert self.server is not None
+            self.server.kill()
+            self.faults.append(SERVER_KILL)
+            return
         self.faults.append(f"{fault} at {words!r}")
 
     def _settle(self, attempt: Attempt, faults: list[str]) -> None:
         """Waits for the command's end, which must be one of those that its faults allow."""
         code = attempt.wait(ATTEMPT_S)
         assert code is not None, f"hangs after {self.faults[-3:]}; its last words: {attempt.lines[-3:]}"
-        allowed = {"driver": -9, "all": -9, "SIGINT": 130, "SIGTERM": 130}
+        allowed = {"driver": (-9,), "all": (-9,), "SIGINT": (130,), "SIGTERM": (130,)}
+        if not attempt.lines:  # Python itself had not come up, nobody was there to answer the signal
+            allowed |= {"SIGINT": (130, -2), "SIGTERM": (130, -15)}
         if code == 3:
             self.notes.append(f"exit 3 after {faults}: {attempt.lines[-1:]}")
-        assert code in (0, 3, *(allowed[fault] for fault in faults if fault in allowed)), (
+        assert code in (0, 3, *(code for fault in faults for code in allowed.get(fault, ()))), (
             f"exit {code} after {self.faults[-3:]}: {attempt.lines[-8:]}"
         )
 
@@ -256,52 +291,6 @@ class History:
             self.server.close()
 
 
-class MlflowServer:
-    """A real MLflow server on loopback behind a faulty proxy."""
-
-    def __init__(self, folder: Path, *, seed: int) -> None:
-        """Starts the server and waits until it answers."""
-        folder.mkdir()
-        self.folder, self.database = folder, folder / "mlflow.db"
-        self._port = _free_port()
-        self._process = self._start()
-        self.proxy = FaultyProxy(self._port, seed=seed)
-
-    def kill(self) -> None:
-        """Kills the server with all its workers and starts it again."""
-        self._end()
-        self._process = self._start()
-
-    def pids(self) -> set[int]:
-        """Returns its processes."""
-        with contextlib.suppress(processes.psutil.NoSuchProcess):
-            process = processes.psutil.Process(self._process.pid)
-            return {process.pid, *(child.pid for child in process.children(recursive=True))}
-        return set()
-
-    def close(self) -> None:
-        """Ends it for good."""
-        self.proxy.close()
-        self._end()
-
-    def _end(self) -> None:
-        processes.kill_all(self._process.pid)
-        self._process.wait()
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.database}", "--artifacts-destination", str(self.folder / "a")]
-        command += ["--allowed-hosts", "*", "--uvicorn-opts", "--log-level error"]
-        environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=5):
-                return process
-            time.sleep(0.2)
-        raise TimeoutError("the MLflow server does not come up")
-
-
 @contextlib.contextmanager
 def history(folder: Path, space: Path, **settings: Any) -> Iterator[History]:
     """Gives a history, and ends its server afterwards."""
@@ -329,9 +318,3 @@ def _kill(pid: int) -> None:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 
 ROLES: dict[str, tuple[str, ...]] = {
-    "trial": ("ray::ImplicitFunc", "ray::IDLE", "ray::ray_trial"),
+    "trial": ("ray::ImplicitFunc", "ray::ray_trial"),
+    "worker": ("ray::IDLE",),
     "node": ("ray::NodeActor",),
     "raylet": ("raylet",),
     "gcs": ("gcs_server",),
@@ -34,7 +35,7 @@ def wait_for_role(driver: int, role: str, *, within_s: float) -> list[psutil.Pro
     while time.monotonic() < deadline and psutil.pid_exists(driver):
         if found := with_role(driver, role):
             return found
-        time.sleep(0.05)
+        time.sleep(0.2)
     return []
 
 
