@@ -77,6 +77,8 @@ class EvaluationData:
                 f"{source.config.dataset} holds {have * ctx:,} tokens; lower it to {have * ctx:,} or less, or widen eval_range"
             )
         self._tokens: np.ndarray | None = None
+        self.clean_losses: Float[Tensor, " rows"] | None = None
+        """Each row's clean loss, if they are wanted: then those found on the way to missing activations, NaN elsewhere."""
         self._lock = threading.Lock()
         self.part_rows = max(1, CACHE_PART_TOKENS // ctx)
         self.fingerprint = digest_of(
@@ -108,7 +110,7 @@ class EvaluationData:
 
     def batches(self) -> Iterator[tuple[Int[Tensor, "rows ctx"], Float[Tensor, "rows ctx d_in"]]]:
         """Yields token ids and the hook's activations (float32), some rows at a time."""
-        size = self.source.language_model.loss_batch_size
+        size = self.source.language_model.suffix_batch_size
         for first in range(0, self.num_rows, self.part_rows):
             part = self.tokens[first : first + self.part_rows]
             activations = open_or_remake(
@@ -122,14 +124,24 @@ class EvaluationData:
     def _ensure(self, rows: np.ndarray, first: int) -> Path:
         """Returns the cache file of the activations of some rows, made if it is missing."""
         name = f"eval-{self.fingerprint[:12]}-{first:07d}"
-        return self.source.store.ensure(name, lambda: self._produce(rows))
+        return self.source.store.ensure(name, lambda: self._produce(rows, first))
 
-    def _produce(self, rows: np.ndarray) -> np.ndarray:
-        source, size = self.source, self.source.config.lm_batch_size
-        parts = [
-            source.language_model.activations(torch.from_numpy(rows[low : low + size])) for low in range(0, len(rows), size)
-        ]
-        return torch.cat([source.to_float16(part).flatten(0, 1).cpu() for part in parts]).numpy()
+    def _produce(self, rows: np.ndarray, first: int) -> np.ndarray:
+        model, wanted = self.source.language_model, self.clean_losses
+        size = self.source.config.lm_batch_size if wanted is None else model.loss_batch_size
+        found: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            found.append(self.source.to_float16(x).flatten(0, 1).cpu())
+            return x
+
+        for low in range(0, len(rows), size):
+            part = torch.from_numpy(rows[low : low + size])
+            if wanted is None:
+                keep(model.activations(part))
+            else:
+                wanted[first + low : first + low + len(part)] = model.losses(part, keep).cpu()
+        return torch.cat(found).numpy()
 
     def bos(self, rows: Int[Tensor, "rows ctx"]) -> Bool[Tensor, "rows ctx"]:
         """Returns where BOS stands: at position 0 if it was written there, else wherever the id occurs."""
@@ -157,14 +169,18 @@ def measure_baseline(data: EvaluationData, *, progress: Progress | None = None) 
     clean, clean_kept = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     zeroed = torch.zeros(2, dtype=torch.float64)
     done = 0
+    data.clean_losses = torch.full((data.num_rows,), torch.nan, dtype=torch.float64)
     for rows, x in data.batches():
-        losses = data.source.language_model.losses(rows).cpu()
+        losses = data.clean_losses[done : done + len(rows)]
+        if losses.isnan().any():
+            losses = data.source.language_model.losses(rows).cpu()
         clean += losses.sum()
         clean_kept += losses[: max(0, data.num_bos_kept_rows - done)].sum()
-        zeroed += _spliced_losses(data, rows, x, torch.zeros_like(x), first_row=done)
+        zeroed += _zero_losses(data, rows, x, first_row=done)
         done += len(rows)
         if progress is not None:
             progress(done * rows.shape[1], data.num_tokens)
+    data.clean_losses = None
     per_row = data.source.config.context_length - 1
     baseline = Baseline(
         ce_loss_clean=clean.item() / (data.num_rows * per_row),
@@ -252,14 +268,37 @@ def _spliced_losses(
     first_row: int,
 ) -> Float[Tensor, " 2"]:
     """Returns the summed loss with recon in the place of x, and with BOS kept on those of the rows where it is measured."""
-    model = data.source.language_model
     losses = torch.zeros(2, dtype=torch.float64)
-    losses[0] = model.losses_from_hook(rows, recon).sum()
-    count = min(len(rows), data.num_bos_kept_rows - first_row)
-    if count > 0:
-        bos = data.bos(rows[:count]).to(x.device)
-        losses[1] = model.losses_from_hook(rows[:count], torch.where(bos[..., None], x[:count], recon[:count])).sum()
+    losses[0] = data.source.language_model.losses_from_hook(rows, recon).sum()
+    losses[1] = _bos_kept_loss(data, rows, x, recon, first_row=first_row)
     return losses
+
+
+def _zero_losses(
+    data: EvaluationData, rows: Int[Tensor, "rows ctx"], x: Float[Tensor, "rows ctx d_in"], *, first_row: int
+) -> Float[Tensor, " 2"]:
+    """Returns `_spliced_losses` with zeros in the place of x."""
+    losses = torch.zeros(2, dtype=torch.float64)
+    losses[0] = data.source.language_model.losses_from_zeros(rows).sum()
+    losses[1] = _bos_kept_loss(data, rows, x, torch.zeros_like(x), first_row=first_row)
+    return losses
+
+
+def _bos_kept_loss(
+    data: EvaluationData,
+    rows: Int[Tensor, "rows ctx"],
+    x: Float[Tensor, "rows ctx d_in"],
+    recon: Float[Tensor, "rows ctx d_in"],
+    *,
+    first_row: int,
+) -> float:
+    """Returns the summed loss of those of the rows on which BOS is also kept, with recon elsewhere."""
+    count = min(len(rows), data.num_bos_kept_rows - first_row)
+    if count <= 0:
+        return 0.0
+    bos = data.bos(rows[:count]).to(x.device)
+    given = torch.where(bos[..., None], x[:count], recon[:count])
+    return data.source.language_model.losses_from_hook(rows[:count], given).sum().item()
 
 
 @torch.no_grad()

@@ -146,6 +146,12 @@ class MetricSums:
         }
 
 
+GATHER_COST = 64
+"""One inner product of gathered rows takes as long as about so many inside a matrix product."""
+GATHERED = 2**13
+"""Inner products of gathered rows made at once, so that the rows stay in the cache."""
+
+
 class MagnitudeSums:
     """Adds up how reconstructed magnitudes follow true ones; sums are float64, per latent.
 
@@ -173,12 +179,30 @@ class MagnitudeSums:
         self, x: Float[Tensor, "batch d_in"], acts: Float[Tensor, "batch d_sae"], recon: Float[Tensor, "batch d_in"]
     ) -> None:
         """Counts a batch; x and recon both as the autoencoder sees them."""
-        true = ((x - recon) @ self._directions.T).add_(acts).mul_(acts > 0)
-        self._count += firing_counts(acts)
-        self._acts += acts.sum(0, dtype=torch.float64)
-        self._true += true.sum(0, dtype=torch.float64)
-        self._product += (acts * true).sum(0, dtype=torch.float64)
-        self._square += true.square_().sum(0, dtype=torch.float64)
+        # A position is token * d_sae + latent. Most latents are silent, so this is the only pass over the whole array.
+        position = acts.reshape(-1).nonzero()[:, 0]
+        latent = position % acts.shape[1]
+        active = acts.reshape(-1)[position]
+        true = self._along(x - recon, position, latent).add_(active).double()
+        active = active.double()
+        self._count += torch.bincount(latent, minlength=acts.shape[1])
+        for total, values in (
+            (self._acts, active),
+            (self._true, true),
+            (self._product, active * true),
+            (self._square, true.square()),
+        ):
+            total.index_add_(0, latent, values)
+
+    def _along(
+        self, residual: Float[Tensor, "batch d_in"], position: Int[Tensor, " active"], latent: Int[Tensor, " active"]
+    ) -> Float[Tensor, " active"]:
+        """Returns residual . w_i / ||w_i||^2 at the active entries, by one product or, where few are active, one by one."""
+        d_sae = len(self._directions)
+        if len(position) * GATHER_COST > residual.shape[0] * d_sae:
+            return (residual @ self._directions.T).view(-1)[position]
+        parts = zip(position.split(GATHERED), latent.split(GATHERED), strict=True)
+        return torch.cat([torch.linalg.vecdot(residual[at // d_sae], self._directions[of]) for at, of in parts])
 
     def result(self) -> Numbers:
         """Returns magnitude_slope; NaN where no latent was active with two different true magnitudes."""

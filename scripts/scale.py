@@ -246,6 +246,7 @@ def _start_ray(storage: Path, gpus: int) -> None:
     import ray
 
     ray.init(
+        address="local",
         num_cpus=gpus,
         num_gpus=gpus,
         include_dashboard=False,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prolu_tune.activations.model_info import ModelInfo, describe_model, weight_files
 from prolu_tune.activations.quiet import quiet_loading
-from prolu_tune.activations.suffix import SuffixPass
+from prolu_tune.activations.suffix import SuffixPass, Unembedding
 from prolu_tune.config.trial import ActivationConfig
 from prolu_tune.errors import InputError, SurroundingsError
 
@@ -26,6 +26,11 @@ PROBE_LENGTHS = (5, 7)
 """Two lengths tell positions from heads in a hook's shape."""
 MAX_LOGITS = 2**27
 """Logits held at once when losses are computed: 512 MB in float32."""
+SUFFIX_TOKENS = 2**10
+"""Tokens that pass through the layers after the hook at once on a CPU."""
+PIECE_LOGITS = 2**21
+"""Logits after the layers after the hook are made so many at once, 8 MB, but for `MIN_PIECE` tokens at least."""
+MIN_PIECE = 256
 
 Replacement = Callable[[Float[Tensor, "rows ctx d_in"]], Float[Tensor, "rows ctx d_in"]]
 
@@ -63,6 +68,8 @@ class LanguageModel:
         self._hook = str(points[config.hook_name].name or config.hook_name)
         self.d_in = self._probe()
         self._suffix = SuffixPass(self.bridge, self._hook)
+        # By position and token id, with the hook at zero; without columns where that does not hold for every row.
+        self._zero_losses: Tensor | None = None
 
     @property
     def num_layers(self) -> int:
@@ -78,6 +85,12 @@ class LanguageModel:
     def loss_batch_size(self) -> int:
         """Sequences per pass in `losses`, so that their logits stay small."""
         return max(1, min(self.config.lm_batch_size, MAX_LOGITS // (self.config.context_length * self.vocab_size)))
+
+    @property
+    def suffix_batch_size(self) -> int:
+        """Sequences per pass in `losses_from_hook`: on a CPU as many as stay in its cache."""
+        of_a_cpu = max(1, SUFFIX_TOKENS // self.config.context_length)
+        return min(self.loss_batch_size, of_a_cpu) if self.device.type == "cpu" else self.loss_batch_size
 
     def activations(self, tokens: Int[Tensor, "rows ctx"]) -> Float[Tensor, "rows ctx d_in"]:
         """Returns the hook's activations in float32 on the device; nothing after the hook is computed."""
@@ -113,9 +126,41 @@ class LanguageModel:
                 self._suffix.checked = self._check_suffix(tokens[:2], activations[:2])
             if not self._suffix.checked:
                 return self.losses(tokens, lambda _: activations)
-            with self._suffix.injected(activations.to(self._dtype)):
-                logits = self._forward(tokens, None)
-            return next_token_losses(logits, tokens.to(self.device))
+            return self._suffix_losses(tokens, activations.to(self._dtype))
+
+    def losses_from_zeros(self, tokens: Int[Tensor, "rows ctx"]) -> Float[Tensor, " rows"]:
+        """Returns `losses_from_hook` of zeros.
+
+        Where only what is given at the hook decides the logits they are those of any row: one row is run, once.
+        """
+        with self._lock, torch.no_grad():
+            table = self._zero_losses
+            if table is None or len(table) != tokens.shape[1] - 1:
+                table = self._zero_losses = self._losses_of_zeros(tokens[[0, -1]])
+            if table.shape[1] > 0:
+                return _looked_up(table, tokens)
+            return self.losses_from_hook(tokens, torch.zeros(*tokens.shape, self.d_in, device=self.device))
+
+    def _losses_of_zeros(self, ends: Int[Tensor, "2 ctx"]) -> Float[Tensor, "predictions vocab"]:
+        """Returns what each next token would cost, by the pass of one row; no columns if another row's pass says otherwise."""
+        zeros = torch.zeros(*ends.shape, self.d_in, device=self.device)
+        losses = self.losses_from_hook(ends, zeros)
+        if self._suffix.checked:
+            with self._suffix.injected(zeros[:1].to(self._dtype)):
+                table = -self._forward(ends[:1], None)[0, :-1].float().log_softmax(1)
+            if torch.allclose(_looked_up(table, ends), losses, rtol=1e-5):
+                return table
+        return torch.empty(ends.shape[1] - 1, 0, device=self.device)
+
+    def _suffix_losses(self, tokens: Tensor, activations: Tensor) -> Float[Tensor, " rows"]:
+        with self._suffix.injected(activations):
+            if self._suffix.unembedding is None:
+                return next_token_losses(self._forward(tokens, None), tokens.to(self.device))
+            states = self._suffix.final_states(lambda: self._forward(tokens, None))
+        assert states is not None
+        states = states.view(*tokens.shape, -1)[:, :-1].flatten(0, 1)
+        losses = losses_in_pieces(states, self._suffix.unembedding, tokens[:, 1:].to(self.device, torch.long).flatten())
+        return losses.view(len(tokens), -1).sum(1, dtype=torch.float64)
 
     @property
     def skips_to_hook(self) -> bool | None:
@@ -177,8 +222,8 @@ class LanguageModel:
         if not self._suffix.possible:
             return False
         with self._suffix.injected(halved.to(self._dtype)):
-            quick = next_token_losses(self._forward(tokens, None), tokens.to(self.device))
-        return torch.allclose(full, quick, rtol=1e-4)
+            self._suffix.find_unembedding(lambda: self._forward(tokens, None))
+        return torch.allclose(full, self._suffix_losses(tokens, halved.to(self._dtype)), rtol=1e-4)
 
 
 def next_token_losses(logits: Float[Tensor, "rows ctx vocab"], tokens: Int[Tensor, "rows ctx"]) -> Float[Tensor, " rows"]:
@@ -192,6 +237,28 @@ def next_token_losses(logits: Float[Tensor, "rows ctx vocab"], tokens: Int[Tenso
         chosen = predicted.gather(1, targets[1:, None])[:, 0]
         sums.append((predicted.logsumexp(1) - chosen).sum(dtype=torch.float64))
     return torch.stack(sums)
+
+
+def _looked_up(losses: Float[Tensor, "predictions vocab"], tokens: Int[Tensor, "rows ctx"]) -> Float[Tensor, " rows"]:
+    targets = tokens[:, 1:].to(losses.device, torch.long)
+    return losses.double().gather(1, targets.T).sum(0)
+
+
+def losses_in_pieces(
+    states: Float[Tensor, "tokens d_model"], unembedding: Unembedding, targets: Int[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    """Returns each token's cross-entropy; logits are made for a few tokens at a time and overwritten in place."""
+    vocab = unembedding.W_U.shape[1]
+    size = min(len(states), max(MIN_PIECE, PIECE_LOGITS // vocab))
+    logits_of_all = states.new_empty(size, vocab)
+    losses = []
+    for piece, chosen in zip(states.split(size), targets.split(size), strict=True):
+        logits = unembedding.logits(piece, logits_of_all).float()
+        of_target = logits.gather(1, chosen[:, None])[:, 0]
+        largest = logits.amax(1, keepdim=True)
+        log_sum = logits.sub_(largest).exp_().sum(1).log_()
+        losses.append(log_sum.add_(largest[:, 0]).sub_(of_target))
+    return torch.cat(losses)
 
 
 def import_transformer_lens() -> None:

@@ -40,7 +40,7 @@ def lint_file(path: Path, lock: dict[str, str]) -> list[str]:
         return [f"{path}: {told}" for _, told in found]
     try:
         document = load_document(path)
-        if "apiVersion" in document.data:
+        if "apiVersion" in document.data or "kind" in document.data:
             complaints = list(lint_kuberay.complaints(document.data, lock))
         else:
             document = load_cluster_document(path)

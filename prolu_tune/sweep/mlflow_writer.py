@@ -19,6 +19,7 @@ from prolu_tune.config.trial import TrialConfig
 from prolu_tune.durable import sync_folder, unsealed
 from prolu_tune.results.quiet import quiet_mlflow
 from prolu_tune.screen.words import trial_label
+from prolu_tune.sweep.database import make_database
 from prolu_tune.sweep.study import TrialResult
 
 ROWS_PER_BATCH = 1000
@@ -58,6 +59,7 @@ class MlflowWriter:
             os.environ.setdefault(key, value)
         from mlflow import MlflowClient
 
+        make_database(uri)
         self._client = MlflowClient(tracking_uri=uri)
         self._sweep = sweep
         self._artifacts = artifacts

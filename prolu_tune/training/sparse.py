@@ -23,6 +23,8 @@ from prolu_tune.training.step import StepStats
 # of it for fresh pages of large temporaries.
 _SCAN_ENTRIES = 2**20
 _GATHER_FLOATS = 3 * 2**17
+_PRODUCT_ENTRIES = 2**24
+"""Entries of (tokens, d_sae) that are there at once, 64 MB; larger batches are multiplied and scanned in parts."""
 
 
 # What `pre` must exceed, given the biases, for the nonlinearity of this name to open; exact in IEEE arithmetic. One that
@@ -40,10 +42,11 @@ class Entries(NamedTuple):
     pre: Float[Tensor, " active"]
     row: Int[Tensor, " active"]
     latent: Int[Tensor, " active"]
+    """Both int32: with a tenth of all entries active the indices are most of the step's memory."""
 
 
 class SparseStep:
-    """Called like `dense_gradients`, with the same results to rounding; keeps one (batch, d_sae) array between calls."""
+    """Called like `dense_gradients`, with the same results to rounding; keeps one array of at most 64 MB between calls."""
 
     def __init__(self) -> None:
         """Takes no memory before the first step."""
@@ -51,7 +54,7 @@ class SparseStep:
         with warnings.catch_warnings():
             # torch says once per process that CSR tensors are in beta.
             warnings.simplefilter("ignore", UserWarning)
-            _by_latent_pattern(torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0), 1)
+            _by_latent_pattern(torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), torch.zeros(0), 1)
 
     def release(self) -> None:
         """Gives the array back; the next step takes a new one."""
@@ -67,22 +70,34 @@ class SparseStep:
             l1_coefficient: weight of the penalty against the squared error summed over d_in.
         """
         assert sae.operands == torch.float32
-        if self._pre.shape != (len(x), sae.d_sae):
-            self._pre = torch.empty(len(x), sae.d_sae)
         centred = x - sae.b_dec
-        torch.mm(centred, sae.W_enc, out=self._pre)
         threshold = THRESHOLDS[sae.config.nonlinearity](sae.b_enc)
-        return _gradients(sae, centred, active_entries(self._pre, threshold), l1_coefficient=l1_coefficient)
+        entries = self._active_entries(centred, sae.W_enc, threshold)
+        return _gradients(sae, centred, entries, l1_coefficient=l1_coefficient)
+
+    def _active_entries(
+        self, centred: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], threshold: Float[Tensor, " d_sae"]
+    ) -> Entries:
+        d_sae = W_enc.shape[1]
+        parts = centred.tensor_split(-(-len(centred) * d_sae // _PRODUCT_ENTRIES))
+        if self._pre.shape != (len(parts[0]), d_sae):
+            self._pre = torch.empty(len(parts[0]), d_sae)
+        found, first_row = [], 0
+        for part in parts:
+            pre = torch.mm(part, W_enc, out=self._pre[: len(part)])
+            found.append(active_entries(pre, threshold, first_row=first_row))
+            first_row += len(part)
+        return found[0] if len(found) == 1 else Entries(*(torch.cat(tensors) for tensors in zip(*found, strict=True)))
 
 
-def active_entries(pre: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, " d_sae"]) -> Entries:
-    """Returns the entries of `pre` that exceed their latent's threshold."""
+def active_entries(pre: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, " d_sae"], *, first_row: int = 0) -> Entries:
+    """Returns the entries of `pre` that exceed their latent's threshold; rows are counted from `first_row`."""
     batch, d_sae = pre.shape
     rows = min(batch, max(1, _SCAN_ENTRIES // d_sae))
     # Bytes are looked through eight at a time, as int64: of the scan's time nonzero on bytes alone would take half.
     mask = torch.zeros((rows * d_sae + 7) // 8 * 8, dtype=torch.bool)
     eights, words = mask.view(torch.uint8).view(-1, 8), mask.view(torch.int64)
-    values, positions = [], []
+    values, found_rows, latents = [], [], []
     for start in range(0, batch, rows):
         block = pre[start : start + rows]
         if len(block) < rows:
@@ -92,11 +107,10 @@ def active_entries(pre: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, "
         in_word = eights.index_select(0, word).nonzero()
         position = word.index_select(0, in_word[:, 0]).mul_(8).add_(in_word[:, 1])
         values.append(block.view(-1).index_select(0, position))
-        positions.append(position.add_(start * d_sae))
-    flat = torch.cat(positions)
-    del positions
-    row = flat.div(d_sae, rounding_mode="floor")
-    return Entries(torch.cat(values), row, flat.sub_(row, alpha=d_sae))
+        row = position.div(d_sae, rounding_mode="floor")
+        latents.append(position.sub_(row, alpha=d_sae).int())
+        found_rows.append(row.add_(first_row + start).int())
+    return Entries(torch.cat(values), torch.cat(found_rows), torch.cat(latents))
 
 
 def _gradients(
@@ -104,8 +118,9 @@ def _gradients(
 ) -> StepStats:
     batch, d_sae = len(centred), sae.d_sae
     # The same entries latent by latent, tokens ascending. Short keys make the stable sort a quick radix sort.
-    keys = entries.latent.to(torch.int16 if d_sae <= torch.iinfo(torch.int16).max else torch.int32)
+    keys = entries.latent.short() if d_sae <= torch.iinfo(torch.int16).max else entries.latent
     order = keys.sort(stable=True).indices
+    del keys
     latent, row = entries.latent.index_select(0, order), entries.row.index_select(0, order)
     fired = torch.bincount(latent, minlength=d_sae)
     by_latent = _offsets(fired)
@@ -127,7 +142,7 @@ def _gradients(
     squared_error = residual.square().sum(1).mean()
     grad_recon = residual.mul_(2 / batch)
     # At the highest density that is trained sparsely the indices take as much memory as all the rest.
-    del entries, keys, order, values_by_token
+    del entries, order, values_by_token
 
     # In the latents' order each row of W_dec is read once, and what is gathered is the smaller of the two arrays.
     pattern = _by_latent_pattern(by_latent, row, grad_acts.view(-1), batch)
@@ -192,7 +207,7 @@ def _by_latent_pattern(
 
 
 def _offsets(counts: Int[Tensor, " bags"]) -> Int[Tensor, " bounds"]:
-    return nn.functional.pad(counts.cumsum(0), (1, 0))
+    return nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
 
 
 def _gradient_of(parameter: nn.Parameter) -> Tensor:

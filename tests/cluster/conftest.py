@@ -1,9 +1,10 @@
-"""A lab of namespaces in which `ray up` has brought up a cluster from `cluster/local.yaml`."""
+"""A lab of namespaces in which the laptop has said `ray up cluster/local.yaml` in its copy of the repository."""
 
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +21,33 @@ class Cluster:
     """A running cluster and the laptop that started it."""
 
     lab: Lab
-    file: Path
-    """The cluster file, as the laptop names it."""
+    project: Path
+    """The laptop's working directory, as the laptop names it."""
+    file: str = "cluster/local.yaml"
+    """The cluster file, as a person gives it there."""
 
     @property
     def head(self) -> Machine:
         return self.lab.machines[0]
 
+    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Starts a command on the laptop."""
+        return self.lab.laptop.start(*arguments, folder=self.project, env=env)
 
-def write_cluster_file(lab: Lab) -> Path:
-    """Returns `cluster/local.yaml` filled in for the lab, and lays out the laptop's key and token.
+    def at_terminal(self, command: str, timeout_s: float = 600) -> str:
+        """Returns what a command shows at a terminal of the laptop where somebody says y to what it asks."""
+        line = f"echo y | script --quiet --return --command '{command}' /dev/null"
+        return self.lab.laptop.run("bash", "-c", line, folder=self.project, timeout_s=timeout_s)
+
+    def run(self, command: str, timeout_s: float = 600) -> str:
+        """Returns what a line of shell prints on the laptop's standard output."""
+        return self.lab.laptop.run(
+            "bash", "-c", f"{command} 2> said || (cat said; false)", folder=self.project, timeout_s=timeout_s
+        )
+
+
+def lay_out_project(lab: Lab) -> Path:
+    """Returns the laptop's working directory with `cluster/local.yaml` filled in; lays out its key and token as well.
 
     Beside the FILL-INs: one CPU per machine and trials on the head too; the image has the packages, so nothing is installed.
     """
@@ -40,7 +58,6 @@ def write_cluster_file(lab: Lab) -> Path:
     text = (REPOSITORY / "cluster" / "local.yaml").read_text()
     small = "--num-cpus=1 --object-store-memory=100000000"
     for old, new in {
-        "cluster_name: local": "cluster_name: lab",
         "FILL-IN-shared-folder": str(lab.shared),
         "FILL-IN-address-of-the-head": lab.machines[0].address,
         "FILL-IN-address-of-a-worker": ", ".join(machine.address for machine in lab.machines[1:]),
@@ -53,8 +70,12 @@ def write_cluster_file(lab: Lab) -> Path:
         assert old in text, f"cluster/local.yaml no longer says {old!r}"
         text = text.replace(old, new)
     lines = [line for line in text.splitlines() if "/pip install" not in line]
-    (home / "cluster.yaml").write_text("\n".join(lines) + "\n")
-    return Path.home() / "cluster.yaml"
+    for folder in ("cluster", "search_spaces"):
+        (home / "project" / folder).mkdir(parents=True)
+    (home / "project" / "cluster" / "local.yaml").write_text("\n".join(lines) + "\n")
+    for name in ("requirements.lock", "search_spaces/quickstart.yaml"):
+        shutil.copy(REPOSITORY / name, home / "project" / name)
+    return Path.home() / "project"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +83,6 @@ def cluster() -> Iterator[Cluster]:
     if os.geteuid() != 0:
         pytest.skip("namespaces need root")
     with Lab(3) as lab:
-        file = write_cluster_file(lab)
-        lab.laptop.run("ray", "up", "--yes", str(file), folder=REPOSITORY, timeout_s=600)
-        yield Cluster(lab, file)
+        made = Cluster(lab, lay_out_project(lab))
+        made.at_terminal("ray up cluster/local.yaml")
+        yield made

@@ -27,6 +27,15 @@ class Cluster:
     file: Path
     folder: Path
     dashboard: int
+    ray_port: int
+    token: str
+
+    def drivers(self) -> list[str]:
+        """Returns the ids of the drivers and jobs that this cluster has ever seen."""
+        url = f"http://127.0.0.1:{self.dashboard}/api/jobs/"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return sorted(str(job["submission_id"] or job["job_id"]) for job in json.load(answer))
 
     def command(self, *arguments: str, file: Path | None = None) -> list[str]:
         return [str(BIN / "prolu-tune"), *arguments, "--cluster", str(file or self.file)]
@@ -68,7 +77,7 @@ def cluster(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
         _wait_for(f"http://127.0.0.1:{mlflow}/health", 120)
         file = head.cluster(folder, mlflow_port=mlflow, dashboard_port=dashboard, python=sys.executable)
         file.write_text(file.read_text() + f"file_mounts: {{~/.ray/auth_token: {token}}}\n")
-        yield Cluster(file, folder, dashboard)
+        yield Cluster(file, folder, dashboard, ray_port, token.read_text())
     finally:
         for process in processes:
             os.killpg(process.pid, signal.SIGTERM)
@@ -129,6 +138,26 @@ def test_the_laptop_leaves_comes_back_and_stops_the_sweep_which_then_goes_on(clu
     assert back.returncode == 130 and "stopping, saving" in seen
     final = cluster.call(*run)
     assert final.returncode == 0 and "resumed: " in final.stderr and "18 trials ended" in final.stderr
+
+
+def test_a_sweep_of_this_machine_joins_no_ray_that_happens_to_run_here(cluster: Cluster, tmp_path: Path) -> None:
+    before = cluster.drivers()
+    environment = os.environ | {
+        "RAY_ADDRESS": f"127.0.0.1:{cluster.ray_port}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(cluster.folder / "token"),
+    }
+    command = [str(BIN / "prolu-tune"), "run", str(SPACE), *SHORT, "--address", "local"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0 and "2 trials ended" in done.stderr, done.stderr
+    assert cluster.drivers() == before
+    joined = subprocess.run(
+        [*command[:-2], "--name", "joined", "--storage", str(tmp_path / "j")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    # The same without --address local is what RAY_ADDRESS is for.
+    assert joined.returncode == 0, joined.stderr
+    assert len(cluster.drivers()) == len(before) + 1
 
 
 def test_a_wrong_token_and_none_are_told_apart(cluster: Cluster) -> None:

@@ -65,14 +65,11 @@ def test_make_lint_cluster_passes_here_and_names_what_is_to_be_filled_in(
         ("gpu.yaml", "mlflow server --host 127.0.0.1", "mlflow server --host 0.0.0.0", "MLflow has no password"),
         ("gpu.yaml", "mlflow server --host 127.0.0.1", "mlflow server", "MLflow has no password"),
         ("gpu.yaml", "'127.0.0.1:*,localhost:*'", "'*'", "any web page could talk to MLflow"),
-        ("kuberay.yaml", "serviceType: ClusterIP", "serviceType: LoadBalancer", "outside the cluster"),
-        ("kuberay.yaml", "mlflow server --host 127.0.0.1", "mlflow server --host 0.0.0.0", "MLflow has no password"),
         ("slurm.sh", "--include-dashboard=false", "--dashboard-host=0.0.0.0", "shows the dashboard"),
         # token
         ("gpu.yaml", "  ~/.ray/auth_token: ~/.ray/auth_token", "  #", "has no token"),
         ("gpu.yaml", "  - chmod 600 ~/.ray/auth_token", "  - ls", "readable for others"),
         ("gpu.yaml", "export RAY_AUTH_MODE=token; ", "", "without asking for the token"),
-        ("kuberay.yaml", "{mode: token}", "{mode: disabled}", "asks for no token"),
         ("slurm.sh", "RAY_AUTH_MODE=token", "", "without RAY_AUTH_MODE=token"),
         ("gpu.yaml", "export RAY_AUTH_MODE=token;", f"export RAY_AUTH_MODE=token X={'0123abcd' * 8};", "secret seems to be"),
         ("gpu.yaml", "sqlite:////home/ray/mlflow/mlflow.db", "postgresql://me:word@db/mlflow", "secret seems to be written"),
@@ -91,20 +88,14 @@ def test_make_lint_cluster_passes_here_and_names_what_is_to_be_filled_in(
             "machineType: n1-standard-8\n      guestAccelerators: [{acceleratorType: nvidia-tesla-t5, acceleratorCount: 1}]",
             "nvidia-tesla-t5 is not a GPU for n1",
         ),
-        ("kuberay.yaml", "nvidia.com/gpu", "nvidia.com/gpus", "write nvidia.com/gpu"),
-        ("kuberay.yaml", "maxReplicas: 4", "maxReplicas: 0", "must ascend"),
-        ("kuberay.yaml", "shutdownAfterJobFinishes", "shutdownAfterJobFinish", "did you mean shutdownAfterJobFinishes?"),
         # versions
         ("gpu.yaml", "ray:2.60.0-py311-gpu", "ray:2.59.0-py311-gpu", "but requirements.lock has ray"),
-        ("kuberay.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.59.0"', "but requirements.lock has ray"),
         ("gpu.yaml", "head_setup_commands: []", "head_setup_commands: [pip install mlflow==3.16.0]", "mlflow==3.16.0, but"),
         # storage
         ("gpu.yaml", "storage: s3://FILL-IN-bucket/prolu", "storage: /home/ray/prolu", "each machine's own disk"),
         ("gpu.yaml", "storage: s3://FILL-IN-bucket/prolu", "storage: prolu", "must be a folder from / on, or a URI"),
         ("gpu.yaml", "  prolu_tune:", "  other:", "metadata.prolu_tune is missing"),
         ("gpu.yaml", "-destination s3://FILL-IN-bucket", "-destination s3://another", "put them under the storage"),
-        ("kuberay.yaml", "--storage /shared/prolu", "--storage /data/prolu", "does not see /data/prolu"),
-        ("kuberay.yaml", "--storage /shared/prolu", "", "names no --storage"),
         # what belongs together
         ("gpu.yaml", "mlflow_port: 5000", "mlflow_port: 5001", "uses port 5000, but metadata.prolu_tune.mlflow_port is 5001"),
         ("gpu.yaml", "dashboard_port: 8265", "dashboard_port: 8266", "uses port 8265, but metadata.prolu_tune.dashboard_port"),
@@ -119,10 +110,72 @@ def test_a_bad_file_is_refused_and_told_how_to_mend(tmp_path: Path, name: str, o
     assert all(line.startswith(str(tmp_path / name)) for line in told)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        # open doors
+        ("serviceType: ClusterIP", "serviceType: LoadBalancer", "outside the cluster"),
+        ("mlflow server --host 127.0.0.1", "mlflow server --host 0.0.0.0", "MLflow has no password"),
+        # token
+        ("{mode: token}", "{mode: disabled}", "asks for no token"),
+        # machines
+        ("nvidia.com/gpu", "nvidia.com/gpus", "write nvidia.com/gpu"),
+        ("maxReplicas: 4", "maxReplicas: 0", "must ascend"),
+        ("shutdownAfterJobFinishes", "shutdownAfterJobFinish", "did you mean shutdownAfterJobFinishes?"),
+        ('num-cpus: "0", ', "", "lets trials run on the head"),
+        ('num-cpus: "0"', 'num-cpus: "2"', "lets trials run on the head"),
+        ('num-cpus: "0"', "num-cpus: 0", "num-cpus: is 0, but must be text; write it in quotation marks"),
+        ("limits: {cpu: \"8\", memory: 32Gi, nvidia.com/gpu: 1}", "limits: {cpu: \"8\"}", "its limit is 0"),
+        ('requests: {cpu: "2", memory: 8Gi}', 'requests: {cpu: "2", memory: 9Gi}', "memory 9Gi, but its limit is 8Gi"),
+        ('requests: {cpu: 500m', "requests: {cpu: 1500m", "cpu 1500m, but its limit is 1"),
+        ("memory: 32Gi", "memory: 32GB", "does not match"),
+        # Kubernetes' own kinds and shapes
+        ("kind: RayJob", "kind: RayCluster", "ray.io/v1 RayCluster is not checked here"),
+        ("kind: RayJob", "kind: RayJobs", "kind: ray.io/v1 RayJobs is not checked here; write"),
+        ("kind: RayJob\n", "", "ray.io/v1 None is not checked here"),
+        ("apiVersion: ray.io/v1\n", "apiVersion: ray.io/v1alpha1\n", "ray.io/v1alpha1 RayJob is not checked here"),
+        ("apiVersion: ray.io/v1\n", "", "None RayJob is not checked here"),
+        ("spec:\n  #", "spce:\n  #", "spce: is not a key here; did you mean spec?"),
+        ("    headGroupSpec:", "    headGroup:", "did you mean headGroupSpec?"),
+        ("groupName: gpu", "groupname: gpu", "did you mean groupName?"),
+        ("resources: # exp1", "resorces: # exp1", "did you mean resources?"),
+        ("            containers:\n", "            container:\n", "'containers' is a required property"),
+        ("        replicas: 1\n", "        replicas: one\n", "replicas: 'one' is not of type 'integer'"),
+        ("    workerGroupSpecs:\n      -", "    workerGroupSpecs: []\n    suspend:\n      -", "nothing could hold a trial"),
+        # versions
+        ('rayVersion: "2.60.0"', 'rayVersion: "2.59.0"', "but requirements.lock has ray"),
+        # storage
+        ("--storage /shared/prolu", "--storage /data/prolu", "does not see /data/prolu"),
+        ("--storage /shared/prolu", "", "names no --storage"),
+        ("persistentVolumeClaim: {claimName: FILL-IN-claim}", "emptyDir: {}", "mount the shared claim there"),
+        ("persistentVolumeClaim: {claimName: FILL-IN-claim}", "persistentVolumeClaim: {}", "ray-worker does not see"),
+        ("[{name: shared, persistentVolumeClaim: {claimName: FILL-IN-claim}}]\n    w", "[]\n    w", "ray-head does not see"),
+        ("claimName: FILL-IN-claim}}]\n    w", "claimName: mine}}]\n    w", "mount different claims (FILL-IN-claim, mine)"),
+        ("[{name: shared, mountPath: /shared}]", "[{name: shard, mountPath: /shared}]", "mlflow does not see /shared/prolu"),
+        ("mountPath: /shared}]", "mountPath: /shared, readOnly: true}]", "ray-worker mounts /shared/prolu readOnly"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_of_kuberay_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
+    test_a_bad_file_is_refused_and_told_how_to_mend(tmp_path, "kuberay.yaml", old, new, words)
+
+
+@pytest.mark.parametrize(
+    "new", ["container:", "containers: {}\n          x:", "containers: [5]\n          x:", "containers: 5\n          x:"]
+)
+def test_a_shape_that_the_rules_do_not_expect_is_a_complaint_too(tmp_path: Path, new: str) -> None:
+    assert bad(
+        tmp_path,
+        "kuberay.yaml",
+        "          containers:\n            - name: ray-head",
+        f"          {new}\n            - name: ray-head",
+    )
+
+
 def test_one_mistake_is_told_once_with_its_line(tmp_path: Path) -> None:
     told = bad(tmp_path, "gpu.yaml", "cache_stopped_nodes", "cache_stoped_nodes")
     line = 1 + (CLUSTER / "gpu.yaml").read_text().splitlines().index(
         next(text for text in (CLUSTER / "gpu.yaml").read_text().splitlines() if "cache_stopped_nodes" in text)
     )
     assert len(told) == 1 and told[0].startswith(f"{tmp_path / 'gpu.yaml'}:{line}:3: ")
+    assert len(bad(tmp_path, "kuberay.yaml", "groupName: gpu", "groupname: gpu")) == 1
     assert main([str(tmp_path / "gpu.yaml")]) == 1

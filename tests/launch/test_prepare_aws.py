@@ -5,8 +5,10 @@ import json
 import logging
 import stat
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import boto3
 import pytest
@@ -43,7 +45,7 @@ def aws() -> Iterator[None]:
     server.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("prepare_aws", ROOT / "cluster" / "prepare_aws.py")
     assert spec is not None and spec.loader is not None
@@ -52,51 +54,83 @@ def script() -> ModuleType:
     return module
 
 
-def prepare(script: ModuleType, folder: Path, *, source: str = MINE) -> Path:
-    path = folder / "gpu.yaml"
-    if not path.exists():
-        path.write_text((ROOT / "cluster" / "gpu.yaml").read_text())
-    script.main(["my-bucket", "--from", source, "--image", "ami-0123456789abcdef0", "--file", str(path)])
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the token goes: the tests of this file share one preparation, and so one home."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch, _nowhere: None) -> None:
+    monkeypatch.setenv("HOME", str(home))
+
+
+@pytest.fixture(scope="module")
+def prepared(aws: None, script: ModuleType, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of gpu.yaml, filled in; each call of the script costs seconds on a busy machine."""
+    path = tmp_path_factory.mktemp("prepared") / "gpu.yaml"
+    path.write_text((ROOT / "cluster" / "gpu.yaml").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        prepare(script, path)
     return path
 
 
-def ingress(path: Path) -> list[dict[str, object]]:
+@cache
+def ec2() -> Any:
+    """Returns a client; making one takes longer than asking it."""
+    return boto3.client("ec2", region_name="us-west-2")
+
+
+def prepare(script: ModuleType, path: Path, *, source: str = MINE) -> None:
+    script.main(["my-bucket", "--from", source, "--image", "ami-0123456789abcdef0", "--file", str(path)])
+
+
+def ingress(path: Path) -> list[dict[str, Any]]:
     (group,) = load_document(path).data["available_node_types"]["head"]["node_config"]["SecurityGroupIds"]
-    (found,) = boto3.client("ec2", region_name="us-west-2").describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    (found,) = ec2().describe_security_groups(GroupIds=[group])["SecurityGroups"]
     return found["IpPermissions"]
 
 
-def test_the_file_is_filled_in_good_and_readable(aws: None, script: ModuleType, tmp_path: Path) -> None:
-    path = prepare(script, tmp_path)
-    assert lint_file(path, read_lock(ROOT / "requirements.lock")) == []
-    cluster = read_cluster_file(path)
+def test_the_file_is_filled_in_good_and_readable(prepared: Path) -> None:
+    assert lint_file(prepared, read_lock(ROOT / "requirements.lock")) == []
+    cluster = read_cluster_file(prepared)
     assert cluster.settings.storage == "s3://my-bucket/prolu"
     token = Path("~/.ray/auth_token").expanduser()
     assert stat.S_IMODE(token.stat().st_mode) == 0o600 and cluster.token() == token.read_text()
     before = (ROOT / "cluster" / "gpu.yaml").read_text().splitlines()
-    changed = [line for line, old in zip(path.read_text().splitlines(), before, strict=True) if line != old]
+    changed = [line for line, old in zip(prepared.read_text().splitlines(), before, strict=True) if line != old]
     assert len(changed) == 6 and not any("FILL-IN" in line for line in changed)
 
 
-def test_ssh_is_open_to_one_address_only_and_to_the_new_one_after_a_move(aws: None, script: ModuleType, tmp_path: Path) -> None:
-    for source in (MINE, "198.51.100.9/32", "198.51.100.9/32"):
-        rules = ingress(prepare(script, tmp_path, source=source))
-        ranges = [entry["CidrIp"] for rule in rules for entry in rule["IpRanges"]]  # type: ignore[attr-defined]
-        assert ranges == [source]
+def test_ssh_is_open_to_one_address_only_and_to_the_new_one_after_a_move(prepared: Path, script: ModuleType) -> None:
+    def sources() -> list[str]:
+        rules = ingress(prepared)
         assert [rule["FromPort"] for rule in rules if rule["IpRanges"]] == [22]
+        return [entry["CidrIp"] for rule in rules for entry in rule["IpRanges"]]
+
+    filled, token = prepared.read_text(), Path("~/.ray/auth_token").expanduser().read_text()
+    assert sources() == [MINE]
+    session = boto3.Session(region_name="us-west-2")
+    for _ in range(2):
+        script.make_group(session, "198.51.100.9/32")
+        assert sources() == ["198.51.100.9/32"]
+    prepare(script, prepared, source="198.51.100.10/32")
+    assert sources() == ["198.51.100.10/32"]
+    # A second call changes the address and nothing else.
+    assert prepared.read_text() == filled and Path("~/.ray/auth_token").expanduser().read_text() == token
     with pytest.raises(SystemExit, match="give your own"):
-        prepare(script, tmp_path, source="0.0.0.0/0")
+        prepare(script, prepared, source="0.0.0.0/0")
 
 
-def test_ray_leaves_the_firewall_alone_and_gives_the_machines_our_rights(aws: None, script: ModuleType, tmp_path: Path) -> None:
+def test_ray_leaves_the_firewall_alone_and_gives_the_machines_our_rights(prepared: Path) -> None:
     from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.util import prepare_config
 
-    path = prepare(script, tmp_path)
-    before = ingress(path)
-    resolved = bootstrap_aws(prepare_config(load_document(path).data))
-    assert ingress(path) == before
-    groups = boto3.client("ec2", region_name="us-west-2").describe_security_groups()["SecurityGroups"]
+    before = ingress(prepared)
+    resolved = bootstrap_aws(prepare_config(load_document(prepared).data))
+    assert ingress(prepared) == before
+    groups = ec2().describe_security_groups()["SecurityGroups"]
     assert not [group for group in groups if "0.0.0.0/0" in json.dumps(group["IpPermissions"])]
     kinds = resolved["available_node_types"]
     assert kinds["head"]["node_config"]["IamInstanceProfile"] == {"Name": "prolu-tune-head"}
@@ -113,8 +147,7 @@ def test_an_unfilled_file_is_refused_by_ray_itself(aws: None, capfd: pytest.Capt
     assert "Failed to detect a security group" in capfd.readouterr().err
 
 
-def test_workers_may_use_the_bucket_and_nothing_else(aws: None, script: ModuleType, tmp_path: Path) -> None:
-    prepare(script, tmp_path)
+def test_workers_may_use_the_bucket_and_nothing_else(prepared: Path) -> None:
     client = boto3.client("iam")
     worker = client.get_role_policy(RoleName="prolu-tune-worker", PolicyName="prolu-tune")["PolicyDocument"]
     assert {statement["Resource"] for statement in worker["Statement"]} == {

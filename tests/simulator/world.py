@@ -425,6 +425,7 @@ class World:
             (mlflow, "MlflowClient", lambda **_: Client(self.server, self.carry)),
             (optuna.logging, "set_verbosity", lambda level: None),
             (mlflow_writer, "quiet_mlflow", lambda: None),
+            (mlflow_writer, "make_database", lambda uri: None),
         ]
         old = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
         try:
