@@ -145,6 +145,37 @@ def test_a_model_whose_end_reads_its_first_block_is_run_in_full(gpt2: LanguageMo
     assert model.skips_to_hook is False
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("hook", ["blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"])
+def test_losses_from_zeros_are_those_of_a_pass_for_each_row(
+    family: str, hook: str, tokens: torch.Tensor, request: pytest.FixtureRequest
+) -> None:
+    model = with_hook(request.getfixturevalue(family), hook)
+    expected = model.losses(tokens, torch.zeros_like)
+    assert torch.allclose(model.losses_from_zeros(tokens), expected, rtol=1e-5)
+    shorter = tokens[:, :9]
+    assert torch.allclose(model.losses_from_zeros(shorter), model.losses(shorter, torch.zeros_like), rtol=1e-5)
+
+
+def test_where_a_row_decides_more_than_its_hook_zeros_are_passed_for_each(gpt2: LanguageModel, tokens: torch.Tensor) -> None:
+    model = with_hook(gpt2, "blocks.1.hook_resid_pre")
+    model.losses_from_hook(tokens, torch.zeros(*tokens.shape, model.d_in))
+    told = torch.randn(300, model.d_in, generator=torch.Generator().manual_seed(0))
+    row: list[torch.Tensor] = []
+    embed = model.bridge.embed
+    embed.register_forward_pre_hook(lambda _m, args: row.append(args[0]))
+    model.bridge.blocks[2].register_forward_pre_hook(lambda _m, args: (args[0] + told[row[-1]], *args[1:]))
+    expected = model.losses(tokens, torch.zeros_like)
+    assert torch.allclose(model.losses_from_zeros(tokens), expected, rtol=1e-5)
+
+
+def test_a_model_that_scales_its_logits_is_not_taken_for_a_plain_product(gpt2: LanguageModel, tokens: torch.Tensor) -> None:
+    model = with_hook(gpt2, "blocks.1.hook_resid_pre")
+    model.bridge.unembed.register_forward_hook(lambda _m, _a, logits: 3 * torch.tanh(logits / 3))
+    given = model.activations(tokens)
+    assert torch.allclose(model.losses_from_hook(tokens, given), model.losses(tokens, lambda _: given), rtol=1e-6)
+
+
 def test_tokens_are_counted(gpt2: LanguageModel, tokens: torch.Tensor) -> None:
     model = with_hook(gpt2, "blocks.1.hook_resid_pre")
     assert model.tokens_processed == 0
