@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prolu_tune.cli.options import Architectures, Cluster, Json, Name, Seeds, Storage, TrackingUri, Where, examples, tracked
+from prolu_tune.cli.options import (
+    Architectures,
+    Cluster,
+    Json,
+    Name,
+    Seeds,
+    Storage,
+    TrackingUri,
+    Where,
+    examples,
+    say_next,
+    tracked,
+)
 from prolu_tune.cli.progress import Work
 from prolu_tune.results.store import DEFAULT_STORAGE
 
@@ -110,7 +122,7 @@ def evaluate(
     elif outcomes:
         print("\n".join(_lines(sweep.name, outcomes)))
     _leave(outcomes, nothing_missing=only_missing and bool(sweep.trials) and not chosen_trials(sweep, request))
-    print(f"\nnext: prolu-tune report {shlex.quote(name)}", file=sys.stderr)
+    say_next(f"prolu-tune report {shlex.quote(name)}", cluster)
 
 
 def _evaluated(sweep: "Sweep", request: "Request", cache_dir: Path, work: Work) -> "list[Outcome]":

@@ -1,6 +1,8 @@
 """Arguments and options that several verbs share, so that they read the same everywhere."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -99,6 +101,12 @@ def tracked(cluster: Path | None, tracking_uri: str | None) -> str | None:
     from prolu_tune.launch.tracking import tracking_through
 
     return tracking_through(cluster, tracking_uri)
+
+
+def say_next(command: str, cluster: Path | None = None) -> None:
+    """Prints the command that a person is likely to give next, for the same cluster."""
+    flag = "" if cluster is None else f" --cluster {shlex.quote(str(cluster))}"
+    print(f"\nnext: {command}{flag}", file=sys.stderr)
 
 
 def examples(*lines: str, note: str = "") -> str:

@@ -18,6 +18,7 @@ from prolu_tune.cli.options import (
     TrackingUri,
     Where,
     examples,
+    say_next,
     tracked,
 )
 from prolu_tune.cli.progress import Work
@@ -110,7 +111,7 @@ def status(
         _print_json(document)
     else:
         print("\n".join(status_lines(document)))
-        _say_next(f"prolu-tune pareto {shlex.quote(name)}", cluster)
+        say_next(f"prolu-tune pareto {shlex.quote(name)}", cluster)
     _exit_if_empty(document["runs"], "no trial has begun")
 
 
@@ -149,7 +150,7 @@ def pareto(
         write_table(_with_axes(document), form, sweeps=_sweep_of_each(sweep, document["runs"]), extra=extra)
     elif document["runs"]:
         print("\n".join(_pareto_lines(document)))
-        _say_next(f"prolu-tune best {shlex.join(names)} --max-l0 25", cluster)
+        say_next(f"prolu-tune best {shlex.join(names)} --max-l0 25", cluster)
     _exit_if_empty(document["runs"], _why_nothing(whole, sweep, x, y))
 
 
@@ -188,9 +189,9 @@ def best(
         print("\n".join(aligned(runs, width=terminal_width())))
         if cluster is None:
             print(f"\nTo use the first:\n\n{_python_lines(sweep, runs[0])}")
-            _say_next(f"prolu-tune pareto {shlex.join(names)}")
+            say_next(f"prolu-tune pareto {shlex.join(names)}")
         else:
-            _say_next(f"prolu-tune export {runs[0]['run_id']} FOLDER", cluster)
+            say_next(f"prolu-tune export {runs[0]['run_id']} FOLDER", cluster)
     _exit_if_empty(runs, f"no finished trial{'' if max_l0 is None else f' has L0 at or under {max_l0:g}'}")
 
 
@@ -337,11 +338,6 @@ def _print_json(document: dict[str, Any]) -> None:
     from prolu_tune.results.records import to_json
 
     print(to_json(document))
-
-
-def _say_next(command: str, cluster: Path | None = None) -> None:
-    flag = "" if cluster is None else f" --cluster {shlex.quote(str(cluster))}"
-    print(f"\nnext: {command}{flag}", file=sys.stderr)
 
 
 def _exit_if_empty(runs: list[Any], reason: str) -> None:
