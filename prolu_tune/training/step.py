@@ -10,8 +10,8 @@ from prolu_tune import metrics
 from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.sae.penalties import penalty
 
-_BLOCK_ENTRIES = 2**24
-"""On the CPU a batch is worked through in parts of at most this many entries of (tokens, d_sae), 64 MB an array."""
+_BLOCK_ENTRIES = 2**23
+"""On the CPU a batch is worked through in parts of at most this many entries of (tokens, d_sae), 32 MB an array."""
 
 
 class StepStats(NamedTuple):
