@@ -128,6 +128,16 @@ def most_trials(resources: Resources, found: Sequence[Node], node_types: Sequenc
     return min(max(now, grown), resources.max_concurrent_trials or 10**6)
 
 
+def keep_secrets() -> None:
+    """Stops Tune from handing the driver's AWS keys to trials as arguments of their processes, which everybody can read.
+
+    Ray also writes those to its log. Trials have the environment of their machine, which on this one is the driver's.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update({key for key in class_cache.ENV_VARS_TO_PROPAGATE if "AWS" in key})
+
+
 def check_resources(resources: Resources, found: Sequence[Node], node_types: Sequence[NodeType] = ()) -> int:
     """Returns how many trials can run at once.
 

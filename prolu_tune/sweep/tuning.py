@@ -88,6 +88,7 @@ def fit(driver: SweepDriver, trial: Callable[[dict[str, Any]], None], *, setting
 
     from prolu_tune.sweep.searcher import DriverCallback, StudySearcher
 
+    ray_setup.keep_secrets()
     wanted: dict[str, float] = {"cpu": resources.cpus_per_trial}
     if resources.gpus_per_trial:
         wanted["gpu"] = resources.gpus_per_trial

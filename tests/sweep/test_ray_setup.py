@@ -1,9 +1,12 @@
 """How many trials machines hold, those that are there and those an autoscaler may start."""
 
+from typing import Any
+
 import pytest
 
 from prolu_tune.errors import InputError
 from prolu_tune.search.space import Resources
+from prolu_tune.sweep import ray_setup
 from prolu_tune.sweep.ray_setup import Node, check_resources, most_trials, trials_on
 from prolu_tune.sweep.settings import NodeType
 
@@ -32,3 +35,23 @@ def test_what_no_machine_will_ever_hold_is_refused() -> None:
         check_resources(Resources(gpus_per_trial=2), [HEAD], [NodeType("gpu", cpus=8, gpus=1, most=10)])
     with pytest.raises(InputError, match=r"cpus_per_trial is 16, but the largest machine has 8 CPUs"):
         check_resources(Resources(cpus_per_trial=16), [HEAD, WORKER])
+
+
+def test_tune_hands_no_aws_key_to_processes_as_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.tune.execution import class_cache
+
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", set(class_cache.ENV_VARS_TO_PROPAGATE))
+    handed: list[dict[str, str]] = []
+
+    def remote(*, runtime_env: dict[str, dict[str, str]]) -> Any:
+        handed.append(runtime_env["env_vars"])
+        return lambda trainable: trainable
+
+    monkeypatch.setattr(ray, "remote", remote)
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(key, "canary")
+    class_cache._ActorClassCache().get(int)
+    ray_setup.keep_secrets()
+    class_cache._ActorClassCache().get(int)
+    assert [sum(value == "canary" for value in env.values()) for env in handed] == [3, 0]
