@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 SEEDS ?= 0:20000
 
-.PHONY: help quickstart test peers test-exports torture torture-files simulate fuzz lint-cluster test-cluster bench-scale check format lint types layers bench setup
+.PHONY: help quickstart test peers test-exports torture torture-figures torture-files simulate fuzz lint-cluster test-cluster bench-scale check format lint types layers bench setup
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## make .venv from requirements.lock and install the project into it
 
@@ -46,6 +46,12 @@ test-exports: $(STAMP) $(PEERS)  ## exported folders against the real SAELens an
 torture: $(STAMP)  ## kill real sweeps a hundred times and compare what they end in with an undisturbed one (an hour or more)
 	@$(BIN)/python scripts/torture.py --kills 100
 
+torture-figures: $(STAMP)  ## two drivers at once, restarts, checkpoints, MLflow away: one promise after the other (half an hour)
+	@$(BIN)/python scripts/torture_figures.py pairs
+	@$(BIN)/python scripts/torture_figures.py restart
+	@$(BIN)/python scripts/torture_figures.py checkpoint
+	@$(BIN)/python scripts/torture_figures.py away
+
 torture-files: $(STAMP)  ## files against kills, full disks, flipped bits and power cuts (root; strace, xfsprogs; minutes)
 	@$(BIN)/python -m pytest -m slow tests/events
 	@$(BIN)/python scripts/torture_files.py --strace --full-disk
@@ -66,7 +72,7 @@ test-cluster: $(STAMP)  ## a real `ray up` in network namespaces, PostgreSQL, an
 	@scripts/test_cluster/install.sh
 	@$(BIN)/python -m pytest -m slow tests/cluster
 
-bench-scale: $(STAMP)  ## what 2,000 trials on 64 logical GPUs cost the driver (10 minutes, 10 GB of memory)
+bench-scale: $(STAMP)  ## what 2,000 trials on 64 logical GPUs cost the driver (half an hour or more, 10 GB of memory)
 	@$(BIN)/python scripts/scale.py --virtual
 	@$(BIN)/python scripts/scale.py
 

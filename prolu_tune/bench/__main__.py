@@ -5,7 +5,7 @@ import sys
 
 from prolu_tune.errors import InputError, SurroundingsError
 
-NAMES = ("all", "crossover", "evaluate", "frontier", "memory", "search", "step", "stream", "sweep", "trial")
+NAMES = ("all", "crossover", "evaluate", "frontier", "memory", "overhead", "search", "step", "stream", "sweep", "trial")
 
 
 def main() -> int:

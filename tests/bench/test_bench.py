@@ -148,3 +148,14 @@ def test_a_peer_answers_lines_and_one_that_dies_is_reported(monkeypatch, tmp_pat
 def test_the_table_leaves_empty_what_was_not_measured():
     results = {"step, small": {"s_per_step": 0.5, "dense_over_sparse": 4.0, "sparse_over_product": 1.25}}
     assert everything.table(results)[2] == "| step, small | 0.5 | 4 |  |  | 1.25 |"
+
+
+@pytest.mark.slow
+def test_the_pauses_of_a_sweep_and_its_drivers_time_are_measured():
+    made = subprocess.run(
+        [sys.executable, "-m", "prolu_tune.bench", "overhead", "--trials", "2", "--json"], capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    result = json.loads(made.stdout)
+    assert 0 < result["pause_s"] <= result["longest_pause_s"]
+    assert 0 < result["driver_cpu_s_per_trial"] == pytest.approx(60 * result["share_of_a_minute"])
