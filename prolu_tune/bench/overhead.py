@@ -55,7 +55,7 @@ def measure(options: OverheadOptions) -> dict[str, float | int | str]:
     Raises:
         SurroundingsError: if the sweep fails.
     """
-    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as folder:  # noqa: S108  # short: Ray puts sockets below it
+    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as folder:  # short: Ray puts sockets below it
         few, _ = _sweep(options, Path(folder) / "few", trials=2)
         many, pauses = _sweep(options, Path(folder) / "many", trials=2 + options.trials)
     per_trial = (many - few) / options.trials
