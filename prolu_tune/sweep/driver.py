@@ -111,9 +111,6 @@ class SweepDriver:
     def ended(self, index: int, result: TrialResult) -> None:
         """Takes a trial's result."""
         self.moved = True
-        if self.mirror and result.checkpoint:
-            # The trial's own path is one of its node's; the files are brought here before MLflow gets them.
-            result = replace(result, checkpoint=str(self.folder.trial(index) / "sae"))
         with self._lock:
             self.running.discard(index)
             try:
@@ -129,6 +126,9 @@ class SweepDriver:
     def track_end(self, index: int, config: TrialConfig, result: TrialResult) -> None:
         """Has MLflow complete the trial's run; without effect where that is done."""
         folder = self.folder.trial(index)
+        if self.mirror and result.checkpoint:
+            # The path in the study is one of the trial's node, or of another head; the files are brought here first.
+            result = replace(result, checkpoint=str(folder / "sae"))
 
         def action(writer: MlflowWriter) -> None:
             if self.mirror and not writer.has_ended(index, result):

@@ -213,6 +213,8 @@ class MlflowWriter:
         self._set_state(index, result.outcome, result.message)
 
     def _log_folder(self, run_id: str, folder: Path, name: str) -> None:
+        if not folder.is_dir():  # MLflow's client would log nothing and say nothing
+            raise LookupError(f"{folder} is gone")
         uri = urlparse(self._client.get_run(run_id).info.artifact_uri)
         if uri.scheme not in ("", "file"):
             self._client.log_artifacts(run_id, str(folder), name)

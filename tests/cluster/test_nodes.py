@@ -171,7 +171,10 @@ def test_ctrl_c_reaches_trials_on_other_machines(raylets: Raylets, tmp_path: Pat
     raylets.add("one")
     process = _sweep(raylets, tmp_path / "runs", "training.num_tokens=400000", "activations.epochs=4")
     _read_until(process, "started", [])
-    time.sleep(5)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs/sweeps/quickstart/trials").glob("*/metrics.jsonl")):
+        assert time.monotonic() < deadline, "no trial has made a step"
+        time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, log = process.communicate(timeout=300)
     assert process.returncode == 130, log[-3000:]

@@ -291,7 +291,7 @@ class World:
                 call()
 
         # Past the tracker's pause of 1 s only early on: what a server does after the sweep has ended, nobody looks at again.
-        delays = (0.05, 0.5, 1.5, 1.5) if self.clock.now < 0.5 else (0.05, 0.5, 0.9)
+        delays = (0.05, 0.5, 1.2, 1.2) if self.clock.now < 0.5 else (0.05, 0.5, 0.9)
         self.clock.spawn(Process("server"), late, delay=self.fault_rng.choice(delays))
 
     # -- lives

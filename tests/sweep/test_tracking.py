@@ -146,3 +146,12 @@ def test_an_mlflow_that_stays_away_ends_in_a_message_not_a_hang(storage: Path) -
     tracker.call(lambda writer: None)
     with pytest.raises(SurroundingsError, match="nothing is lost: run the same command again"):
         tracker.close(timeout_s=0.2)
+
+
+def test_a_trial_whose_autoencoder_is_gone_is_not_called_complete(storage: Path) -> None:
+    folder = storage / "gone" / "0000"
+    result = TrialResult(outcome="finished", record=RESULT, checkpoint=str(folder / "sae"))
+    writer = _writer(storage, "gone")
+    with pytest.raises(LookupError, match="sae is gone"):
+        writer.end_trial(0, CONFIG, result, folder)
+    assert not _writer(storage, "gone").has_ended(0, result)
