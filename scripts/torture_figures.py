@@ -110,10 +110,10 @@ def measure_restarts(arguments: argparse.Namespace, base: Path) -> dict[str, Any
         attempt = made.start()
         for number in range(arguments.times):
             made.wait_for(attempt, f"trial {2 * number + 1}/")
-            rows = _rows(made)
             processes.kill_all(attempt.process.pid)
             attempt.process.wait()
             time.sleep(2)
+            rows = _rows(made)
             started = time.monotonic()
             attempt = made.start()
             while not any(count > rows.get(name, 0) for name, count in _rows(made).items()):
