@@ -161,7 +161,9 @@ def measure_away(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
     """The same sweep with MLflow there and away: steps per second of its trials, and what MLflow holds at the end."""
     tokens = arguments.tokens or int(arguments.away * 2 * 256 * 60)
     space = base / "away.yaml"
+    # The bundled data hold 600,000 tokens to train on.
     text = (SPACES / "grid.yaml").read_text().replace("name: grid", "name: away")
+    text = text.replace("chunk_tokens: 8192", f"chunk_tokens: 8192, epochs: {1 + tokens // 600_000}")
     space.write_text(text.replace("num_tokens: 24576", f"num_tokens: {tokens}").replace("every_s: 0.1", "every_s: 5"))
     settings = {"seed": 0, "server": True}
     with history(base / "a", space, **settings) as here:
