@@ -12,7 +12,7 @@ from prolu_tune.errors import InputError
 from prolu_tune.sae.folder import load_sae_folder, read_sae_config
 from prolu_tune.sae.model import SparseAutoencoder
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
 
 
 @dataclass(frozen=True, kw_only=True)

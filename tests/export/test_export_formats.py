@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from prolu_tune.errors import InputError
 from prolu_tune.export import FORMATS, export_folder
 from prolu_tune.export.dictionary_learning import locate
+from prolu_tune.export.source import is_hub_name
 from prolu_tune.sae.folder import load_sae_folder
 
 
@@ -180,3 +181,11 @@ def test_a_local_model_is_named_without_its_path(tmp_path):
     export_folder(tmp_path / "sae", tmp_path / "out", format_name="saelens")
     written = "".join((tmp_path / "out" / name).read_text() for name in ("cfg.json", "README.md"))
     assert "tiny-lm" in written and "text.parquet" in written and "someone" not in written
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("gpt2", True), ("HuggingFaceTB/SmolLM2-135M", True), ("embedded", False), ("/models/gpt2", False), ("a" * 5000, False)],
+)
+def test_a_hub_name_is_told_from_a_path_and_from_what_no_file_system_takes(name: str, named: bool) -> None:
+    assert is_hub_name(name) is named
