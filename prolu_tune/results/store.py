@@ -163,9 +163,13 @@ def without_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
 
 
+def sqlite_file(tracking_uri: str) -> Path:
+    """Returns the file that a URI of SQLite names, as SQLAlchemy reads it: up to a question mark, nothing unquoted."""
+    return Path(tracking_uri.partition(":///")[2].partition("?")[0])
+
+
 def _check_sqlite(tracking_uri: str) -> None:
-    # As SQLAlchemy reads it: everything behind the third slash up to a question mark, nothing unquoted.
-    file = Path(tracking_uri.partition(":///")[2].partition("?")[0])
+    file = sqlite_file(tracking_uri)
     if not file.is_file():
         raise InputError(
             f"there is no tracking store {file}; run a sweep first (prolu-tune run SPACE.yaml), "

@@ -9,8 +9,7 @@ import os
 from pathlib import Path
 
 from prolu_tune.durable import sync_folder
-
-SCHEME = "sqlite:///"
+from prolu_tune.results.store import sqlite_file
 
 
 def make_database(uri: str) -> None:
@@ -22,9 +21,9 @@ def make_database(uri: str) -> None:
         OSError: if the folder cannot be written.
         sqlalchemy.exc.SQLAlchemyError: if the database cannot.
     """
-    if not uri.startswith(SCHEME):
+    if not uri.startswith("sqlite"):
         return
-    path = Path(uri.removeprefix(SCHEME))
+    path = sqlite_file(uri)
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +34,7 @@ def make_database(uri: str) -> None:
         temporary = path.with_name(f"{path.name}.tmp")
         for left in (temporary, temporary.with_name(f"{temporary.name}-journal")):
             left.unlink(missing_ok=True)
-        _make_tables(f"{SCHEME}{temporary}")
+        _make_tables(f"sqlite:///{temporary}")
         with temporary.open("r+b") as made:
             os.fsync(made.fileno())
         temporary.replace(path)

@@ -72,7 +72,8 @@ def test_one_that_is_there_and_a_server_are_left_alone(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("create table mine (x)")
     before = path.read_bytes()
-    make_database(f"sqlite:///{path}")
+    for uri in (f"sqlite:///{path}", f"sqlite:///{path}?timeout=30", f"sqlite+pysqlite:///{path}"):
+        make_database(uri)
     make_database("http://127.0.0.1:1")
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
