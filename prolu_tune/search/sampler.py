@@ -68,7 +68,8 @@ class L0CoverageSampler(BaseSampler):
         bins: equal bins of log L0 that are to be filled in that range.
         max_trials: trials at most, those that were waived not counted; None: until every reachable bin is filled.
         window: how many of the latest trials are not read, counting the one asked for: as many as may run at once.
-            None reads whatever has ended, so that suggestions depend on the order in which trials end.
+            None reads whatever has ended, so that suggestions depend on the order in which trials end. With a window
+            ask only when `ready`; `study.optimize(n_jobs=...)` does not, so it wants None.
         factors: further categorical parameters, such as lr or seed; every combination is covered on its own.
         repeats: finished trials wanted in each bin beyond the first.
         seed: for parameters that are not ours, drawn at random.
