@@ -166,8 +166,17 @@ def measure_away(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
     text = text.replace("chunk_tokens: 8192", f"chunk_tokens: 8192, epochs: {1 + tokens // 600_000}")
     space.write_text(text.replace("num_tokens: 24576", f"num_tokens: {tokens}").replace("every_s: 0.1", "every_s: 5"))
     settings = {"seed": 0, "server": True}
-    with history(base / "a", space, seed=0) as first:  # makes the activations, so that no language model runs beside the others
-        first.finish()
+    # Makes the activations, so that no language model runs beside the others: one quick training that reads them all.
+    quick = [
+        "--set",
+        "training.batch_size=4096",
+        "--set",
+        "resampling={steps: []}",
+        "--set",
+        "architectures={relu+l1: {l1_coefficient: [1]}}",
+    ]
+    with history(base / "a", space, seed=0) as first:
+        assert first.start(*quick).wait(LONG_S) == 0
     cache = first.storage / "cache"
     with history(base / "h", space, **settings, cache=cache) as here:
         last = here.finish()

@@ -21,7 +21,7 @@ from prolu_tune.config.trial import SaeConfig, TrainingConfig
 from prolu_tune.errors import InputError
 from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.training.numerics import keep_freed_memory
-from prolu_tune.training.optimizer import Adam, project_decoder_gradient, renormalize_decoder
+from prolu_tune.training.optimizer import Adam, update
 from prolu_tune.training.paths import sparse_path
 from prolu_tune.training.step import StepStats, dense_gradients
 
@@ -126,23 +126,20 @@ def _our_steps(
     # Costs the same as any other, and keeps L0 where it is.
     adam.lr = 0.0
 
-    def train(gradients: Callable[..., StepStats], x: Tensor) -> StepStats:
+    def train(gradients: Callable[..., StepStats], change: Callable[[SparseAutoencoder, Adam], None], x: Tensor) -> StepStats:
         stats = gradients(sae, x, l1_coefficient=1e-3)
-        assert sae.W_dec.grad is not None
-        project_decoder_gradient(sae.W_dec.grad, sae.W_dec)
-        adam.step()
-        renormalize_decoder(sae.W_dec)
+        change(sae, adam)
         return stats
 
     def clocked(run: Callable[[Tensor], object]) -> Step:
         return lambda number: timed(lambda: run(batches[number]), options.clock, device)
 
     steps = {
-        "s_per_step": clocked(lambda x: train(path.gradients, x)),
-        "dense_s_per_step": clocked(lambda x: train(dense_gradients, x)),
+        "s_per_step": clocked(lambda x: train(path.gradients, path.update, x)),
+        "dense_s_per_step": clocked(lambda x: train(dense_gradients, update, x)),
         "product_s": clocked(lambda x: torch.mm(x, sae.W_enc.detach(), out=product)),
     }
-    return steps, lambda: train(path.gradients, batches[0])
+    return steps, lambda: train(path.gradients, path.update, batches[0])
 
 
 def _peers(

@@ -19,9 +19,10 @@ class Adam:
     def __init__(self, sae: SparseAutoencoder, training: TrainingConfig, *, eps: float) -> None:
         """Starts with moments 0 and the peak learning rate; set `lr` before each step."""
         self.lr = training.lr
+        self.steps_taken = 0
         self._parameters = dict(sae.named_parameters())
-        self._betas = training.adam_betas
-        self._eps = eps
+        self.betas = training.adam_betas
+        self.eps = eps
         self.first_moment = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._parameters.items()}
         self.second_moment = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._parameters.items()}
         self._steps = [torch.zeros((), device=p.device) for p in self._parameters.values()]
@@ -29,6 +30,7 @@ class Adam:
     @torch.no_grad()
     def step(self) -> None:
         """Updates the parameters from their gradients."""
+        self.steps_taken += 1
         adam_update(
             list(self._parameters.values()),
             [p.grad for p in self._parameters.values() if p.grad is not None],
@@ -38,16 +40,17 @@ class Adam:
             self._steps,
             fused=True,
             amsgrad=False,
-            beta1=self._betas[0],
-            beta2=self._betas[1],
+            beta1=self.betas[0],
+            beta2=self.betas[1],
             lr=self.lr,
             weight_decay=0.0,
-            eps=self._eps,
+            eps=self.eps,
             maximize=False,
         )
 
     def set_steps_taken(self, steps: int) -> None:
         """Sets the number of steps that the bias correction counts."""
+        self.steps_taken = steps
         for count in self._steps:
             count.fill_(steps)
 
@@ -57,6 +60,14 @@ class Adam:
             **{f"exp_avg.{name}": moment for name, moment in self.first_moment.items()},
             **{f"exp_avg_sq.{name}": moment for name, moment in self.second_moment.items()},
         }
+
+
+def update(sae: SparseAutoencoder, adam: Adam) -> None:
+    """Makes Adam's step from the gradients that are there; decoder rows have norm 1 before and after it."""
+    assert sae.W_dec.grad is not None
+    project_decoder_gradient(sae.W_dec.grad, sae.W_dec)
+    adam.step()
+    renormalize_decoder(sae.W_dec)
 
 
 @torch.no_grad()

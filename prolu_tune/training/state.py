@@ -22,8 +22,8 @@ from prolu_tune.sae.tensor_file import TensorSpec, spec_of
 from prolu_tune.training.checkpoint import Checkpoint
 from prolu_tune.training.choice import Path, StepChoice
 from prolu_tune.training.numerics import numerics_changes, numerics_signature, seeded_generator, set_numerics
-from prolu_tune.training.optimizer import Adam, project_decoder_gradient, renormalize_decoder
-from prolu_tune.training.paths import sparse_path
+from prolu_tune.training.optimizer import Adam, update
+from prolu_tune.training.paths import complaint_about, sparse_path
 from prolu_tune.training.resampling import Resampler, dead_latents, resampling_notes, window_resolves
 from prolu_tune.training.schedule import lr_factor, window_start
 from prolu_tune.training.step import dense_gradients
@@ -48,9 +48,14 @@ class Trainer:
         generator = seeded_generator("initialisation", config.seed)
         self.sae = SparseAutoencoder(config.sae, plan.d_in, plan.d_sae, generator=generator, operands=operands).to(self.device)
         self.adam = Adam(self.sae, config.training, eps=plan.adam_eps)
-        # The Triton step is left out until it has run on a GPU; its tests pass under the interpreter.
-        wanted = config.training.sparse_step and self.device.type == "cpu"
-        self._sparse = sparse_path(self.sae, self.device) if wanted else None
+        self.notes: list[str] = []
+        self._sparse = sparse_path(self.sae, self.device) if config.training.sparse_step else None
+        if self._sparse and self._sparse.check_first:
+            complaint = complaint_about(self._sparse, self.sae, config.training)
+            if complaint:
+                self.notes.append(f"trained densely, because the sparse step cannot be trusted on this device: {complaint}")
+                self._sparse = None
+        self._update = self._sparse.update if self._sparse else update
         crossover = self._sparse.crossover if self._sparse else None
         # On a GPU the threads of the host do no part of the step.
         threads = config.training.num_threads if self.device.type == "cpu" else 1
@@ -60,7 +65,6 @@ class Trainer:
         self.batches_read = 0
         self.rows = 0
         self.wall_s = 0.0
-        self.notes: list[str] = []
         self.numerics_changes: list[str] = []
         # Firings since the window began, and since the last row.
         self._window_counts = torch.zeros(plan.d_sae, dtype=torch.int64, device=self.device)
@@ -97,13 +101,9 @@ class Trainer:
             self._choice.observe(int(stats.fired.sum().item()))
             if self._sparse and self.path == "dense":
                 self._sparse.gradients.release()
-        W_dec = self.sae.W_dec
-        assert W_dec.grad is not None
-        project_decoder_gradient(W_dec.grad, W_dec)
         self.step += 1
         self.adam.lr = self.lr
-        self.adam.step()
-        renormalize_decoder(W_dec)
+        self._update(self.sae, self.adam)
         self._row_sums += torch.stack([getattr(stats, name) for name in _SUMMED])
         self._row_counts += stats.fired
         self._window_counts += stats.fired

@@ -160,18 +160,11 @@ class _Count:
 
 
 @torch.no_grad()
-def fused_update(sae: SparseAutoencoder, adam: Adam, *, step: int, betas: tuple[float, float], eps: float) -> None:
-    """Projects the decoder's gradient, makes the Adam step and renormalises the decoder, in one pass over the weights.
-
-    Args:
-        sae: its gradients are there.
-        adam: its moments and learning rate are used; its own count of steps is set.
-        step: number of this step, from 1.
-        betas: decay of the first and second moment.
-        eps: Adam's epsilon.
-    """
-    beta1, beta2 = betas
-    scalars = (adam.lr / (1 - beta1**step), math.sqrt(1 - beta2**step), 1 - beta1, 1 - beta2, eps)
+def fused_update(sae: SparseAutoencoder, adam: Adam) -> None:
+    """Does what `optimizer.update` does, to rounding, in one pass over the weights."""
+    step = adam.steps_taken + 1
+    beta1, beta2 = adam.betas
+    scalars = (adam.lr / (1 - beta1**step), math.sqrt(1 - beta2**step), 1 - beta1, 1 - beta2, adam.eps)
     for name, parameter in sae.named_parameters():
         grad, moments = parameter.grad, (adam.first_moment[name], adam.second_moment[name])
         assert grad is not None

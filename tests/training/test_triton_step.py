@@ -14,7 +14,7 @@ from prolu_tune.config.names import NONLINEARITIES, PENALTIES
 from prolu_tune.config.trial import SaeConfig, TrainingConfig
 from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.training import triton_step
-from prolu_tune.training.optimizer import Adam, project_decoder_gradient, renormalize_decoder
+from prolu_tune.training.optimizer import Adam, update
 from prolu_tune.training.step import StepStats, dense_gradients
 from prolu_tune.training.triton_step import TritonStep, fused_update
 
@@ -114,10 +114,8 @@ def test_the_fused_update_is_projection_adam_and_renormalisation(sparse):
         x = tokens(sae, 6 + step)
         gradients_of(sae, x, l1_coefficient=0.3)
         dense_gradients(twin, x, l1_coefficient=0.3)
-        fused_update(sae, fused, step=step, betas=config.adam_betas, eps=1e-6)
-        project_decoder_gradient(twin.W_dec.grad, twin.W_dec)
-        adam.step()
-        renormalize_decoder(twin.W_dec)
+        fused_update(sae, fused)
+        update(twin, adam)
         for (name, got), (_, expected) in zip(sae.named_parameters(), twin.named_parameters(), strict=True):
             torch.testing.assert_close(got, expected, rtol=2e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
             assert_close(fused.first_moment[name], adam.first_moment[name], f"first moment of {name}")
@@ -131,13 +129,7 @@ def test_torchs_adam_goes_on_from_a_fused_update():
     for step in (1, 2):
         for each in (sae, twin):
             dense_gradients(each, tokens(sae, 6), l1_coefficient=0.3)
-            project_decoder_gradient(each.W_dec.grad, each.W_dec)
-        if step == 1:
-            fused_update(sae, fused, step=1, betas=config.adam_betas, eps=1e-6)
-        else:
-            fused.step()
-        adam.step()
-        renormalize_decoder(sae.W_dec)
-        renormalize_decoder(twin.W_dec)
+        (fused_update if step == 1 else update)(sae, fused)
+        update(twin, adam)
     for got, expected in zip(sae.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(got, expected, rtol=2e-4, atol=2e-5)
