@@ -42,7 +42,7 @@ def main() -> None:
     verbs.add_parser("checkpoint", help="what a checkpoint costs at 768 x 12,288")
     away = verbs.add_parser("away", help="MLflow away while trials train")
     away.add_argument("--away", type=float, default=600.0, help="seconds (default 600)")
-    away.add_argument("--tokens", type=int, default=0, help="of each of four trainings (default: enough for twice that time)")
+    away.add_argument("--tokens", type=int, default=0, help="of each of four trainings (default: enough for that time and half as much on two cores)")
     arguments = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="t", dir=arguments.folder))
     measure: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
@@ -159,12 +159,14 @@ def measure_checkpoint(arguments: argparse.Namespace, base: Path) -> dict[str, A
 
 def measure_away(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
     """The same sweep with MLflow there and away: steps per second of its trials, and what MLflow holds at the end."""
-    tokens = arguments.tokens or int(arguments.away * 2 * 256 * 60)
+    tokens = arguments.tokens or int(arguments.away * 10_000)
     space = base / "away.yaml"
     # The bundled data hold 600,000 tokens to train on.
     text = (SPACES / "grid.yaml").read_text().replace("name: grid", "name: away")
     text = text.replace("chunk_tokens: 8192", f"chunk_tokens: 8192, epochs: {1 + tokens // 600_000}")
-    space.write_text(text.replace("num_tokens: 24576", f"num_tokens: {tokens}").replace("every_s: 0.1", "every_s: 5"))
+    # Wide, so that the steps and not the writing of their rows take the time.
+    text = text.replace("d_sae: 256", "d_sae: 8192").replace("every_s: 0.1, log_every: 4", "every_s: 5, log_every: 50")
+    space.write_text(text.replace("num_tokens: 24576", f"num_tokens: {tokens}"))
     settings = {"seed": 0, "server": True}
     # Makes the activations, so that no language model runs beside the others: one quick training that reads them all.
     quick = [
