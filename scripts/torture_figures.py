@@ -42,7 +42,12 @@ def main() -> None:
     verbs.add_parser("checkpoint", help="what a checkpoint costs at 768 x 12,288")
     away = verbs.add_parser("away", help="MLflow away while trials train")
     away.add_argument("--away", type=float, default=600.0, help="seconds (default 600)")
-    away.add_argument("--tokens", type=int, default=0, help="of each of four trainings (default: enough for that time and half as much on two cores)")
+    away.add_argument(
+        "--tokens",
+        type=int,
+        default=0,
+        help="of each of four trainings (default: enough for that time and half as much on two cores)",
+    )
     arguments = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="t", dir=arguments.folder))
     measure: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
