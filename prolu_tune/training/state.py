@@ -121,8 +121,8 @@ class Trainer:
             raise RuntimeError(
                 f"the activation stream {found} at step {self.step}; {expected} was due, {self.plan.num_batches} times in all"
             )
-        # Widened where it arrives: a copy to a GPU that also converts does so on the host, and twice as many bytes travel.
-        return batch.to(self.device, non_blocking=True).to(torch.float32)
+        # Widened where it has arrived: a copy to a GPU that also converts does so on the host, and twice as many bytes travel.
+        return batch.to(self.device).to(torch.float32)
 
     def resampling_due(self) -> bool:
         """Returns whether dead latents are to be replaced before the next training step."""

@@ -14,6 +14,7 @@ from prolu_tune.config.trial import TrialConfig
 from prolu_tune.metrics import Numbers
 from prolu_tune.sae.model import SparseAutoencoder
 from prolu_tune.training.checkpoint import load_newest, save_checkpoint
+from prolu_tune.training.prefetch import prefetched
 from prolu_tune.training.state import Trainer
 
 Outcome = Literal["finished", "diverged", "interrupted", "stopped"]
@@ -91,7 +92,8 @@ def train(
             trainer.load_state_dict(checkpoint, accept_numerics=accept_numerics)
         trainer.notes += warnings
     clock = _Clock(trainer, checkpoint_dir, every_s=config.training.checkpoint_every_s)
-    outcome, message = _run(trainer, batches(trainer.tokens), report, clock, should_stop)
+    stream = prefetched(batches(trainer.tokens), trainer.device)
+    outcome, message = _run(trainer, stream, report, clock, should_stop)
     clock.stop()
     frac_alive, frac_alive_tokens = trainer.frac_alive()
     return TrainingResult(
