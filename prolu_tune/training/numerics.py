@@ -40,6 +40,10 @@ def set_numerics(training: TrainingConfig, device: torch.device) -> None:
         return
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device} was asked for, but torch {torch.__version__} sees no GPU here; use cpu")
+    # Same bits from run to run; read when cuBLAS starts. Of the operations used here none has only a version with atomics.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 

@@ -70,7 +70,7 @@ def complaint_about(path: SparsePath, sae: SparseAutoencoder, training: Training
     ours, plain = copy.deepcopy(sae), copy.deepcopy(sae)
     pre = (x - sae.b_dec) @ sae.W_enc
     for each in (ours, plain):
-        each.b_enc.fill_(-pre.flatten().kthvalue(pre.numel() - pre.numel() // 100).values)
+        each.b_enc.fill_(-pre.flatten().sort().values[-max(1, pre.numel() // 100)])
     before = [parameter.clone() for parameter in ours.parameters()]
     try:
         for gradients, each in ((path.gradients, ours), (dense_gradients, plain)):
