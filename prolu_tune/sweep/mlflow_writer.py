@@ -205,8 +205,9 @@ class MlflowWriter:
         if result.checkpoint is not None:
             self._log_folder(run.run_id, Path(result.checkpoint), "sae")
             self._client.set_tag(run.run_id, "prolu.checkpoint", result.checkpoint)
-        if result.numerics is not None:
-            self._client.set_tag(run.run_id, "prolu.numerics", result.numerics[:4900])
+        for name, text in (("prolu.numerics", result.numerics), ("prolu.notes", result.notes)):
+            if text is not None:
+                self._client.set_tag(run.run_id, name, text[:4900])
         if result.outcome == "failed":
             self._client.set_tag(run.run_id, "prolu.log", str(trial_folder / "error.txt"))
         self._client.set_terminated(run.run_id, status=TERMINATED[result.outcome])

@@ -60,6 +60,8 @@ class TrialResult:
     """Where a stopped trial was going to land."""
     numerics: str | None = None
     """What changed in the numerics while it trained, by permission; None: nothing, the bits are an undisturbed run's."""
+    notes: str | None = None
+    """What a person should know besides, such as a firing window too short for the frequency that makes a latent dead."""
 
 
 class Proposer(Protocol):
@@ -294,6 +296,7 @@ def _plain(result: TrialResult) -> dict[str, Any]:
         "course": result.course,
         "predicted_l0": result.predicted_l0,
         "numerics": result.numerics,
+        "notes": result.notes,
     }
 
 

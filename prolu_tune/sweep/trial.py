@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -37,11 +37,13 @@ class TrainedTrial:
     steps: int
     tokens: int
     wall_s: float
-    outcome: str
+    outcome: Literal["finished", "diverged", "stopped"]
     message: str | None
     predicted_l0: float | None
     numerics: str | None = None
     """What changed in the numerics halfway, by permission."""
+    notes: str | None = None
+    """What a person should know besides."""
 
 
 @alone_in_folder
@@ -75,17 +77,12 @@ def run_trial(
         OtherNumericsError: if the newest checkpoint was made with other numerics, and that is not accepted.
     """
     rows = MetricsFile(folder / "metrics.jsonl")
-
-    predicted_l0: float | None = None
+    judge = _Judge(rows, plan, stop_rule)
 
     def report_row(row: Row) -> str | None:
-        nonlocal predicted_l0
         rows.append(row)
         report(row)
-        if stop_rule is None:
-            return None
-        stop, predicted_l0 = stop_rule.decide(_course(rows, plan))
-        return "stop" if stop else None
+        return judge.decide()
 
     trained = _read_trained(folder)
     if trained is None:
@@ -107,41 +104,62 @@ def run_trial(
                 f"{folder / 'metrics.jsonl'} holds {len(rows.rows)} of the {result.rows} rows of this trial: something cut it; "
                 f"remove the folder {folder}, then run the same command again: the trial starts afresh, to the same result"
             )
-        trained = _store_trained(folder, config, result, predicted_l0)
+        trained = _store_trained(folder, config, result, judge.predicted_l0)
     # Here and not only when training ends: who trained it may have been killed before.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     sync_folder(folder)
+    return _result(trained, judge.course(), folder / "sae", evaluate)
+
+
+class _Judge:
+    """Asks the rule whether a trial ends early, and remembers where it was going to land."""
+
+    def __init__(self, rows: "MetricsFile", plan: TrialPlan, rule: StopRule | None) -> None:
+        self._rows, self._plan, self._rule = rows, plan, rule
+        self.predicted_l0: float | None = None
+
+    def course(self) -> list[tuple[float, float]]:
+        """Returns (share of training done, L0) over the trial."""
+        return [(row["step"] / self._plan.num_steps, row["l0"]) for row in self._rows.rows if row["l0"] is not None]
+
+    def decide(self) -> str | None:
+        """Returns what `training.train` is to be answered."""
+        if self._rule is None:
+            return None
+        stop, self.predicted_l0 = self._rule.decide(self.course())
+        return "stop" if stop else None
+
+
+def _result(
+    trained: TrainedTrial, course: list[tuple[float, float]], sae_folder: Path, evaluate: Callable[[Path], dict[str, float]]
+) -> TrialResult:
+    """Returns how the trial ended; one that came to its end is evaluated."""
     record: dict[str, float | None] = {"steps": trained.steps, "tokens": trained.tokens, "wall_s": trained.wall_s}
-    course = _course(rows, plan)
-    if trained.outcome == "diverged":
-        return TrialResult(outcome="diverged", record=record, message=trained.message, course=course, numerics=trained.numerics)
-    if trained.outcome == "stopped":
-        record["l0"] = course[-1][1]
-        return TrialResult(
-            outcome="stopped",
-            record=record,
-            message=trained.message,
-            course=course,
-            predicted_l0=trained.predicted_l0,
-            numerics=trained.numerics,
-        )
-    metrics = evaluate(folder / "sae")
-    save_metrics(folder / "sae", record | metrics)
+    checkpoint = message = predicted_l0 = None
+    match trained.outcome:
+        case "diverged":
+            message = trained.message
+        case "stopped":
+            record["l0"], message, predicted_l0 = course[-1][1], trained.message, trained.predicted_l0
+        case _:
+            record |= evaluate(sae_folder)
+            save_metrics(sae_folder, record)
+            checkpoint = str(sae_folder)
     return TrialResult(
-        outcome="finished",
-        record=record | metrics,
-        checkpoint=str(folder / "sae"),
+        outcome=trained.outcome,
+        record=record,
+        message=message,
+        checkpoint=checkpoint,
         course=course,
+        predicted_l0=predicted_l0,
         numerics=trained.numerics,
+        notes=trained.notes,
     )
-
-
-def _course(rows: "MetricsFile", plan: TrialPlan) -> list[tuple[float, float]]:
-    return [(row["step"] / plan.num_steps, row["l0"]) for row in rows.rows if row["l0"] is not None]
 
 
 def _store_trained(folder: Path, config: TrialConfig, result: TrainingResult, predicted_l0: float | None) -> TrainedTrial:
     """The SAE folder is whole before `trained.json` says so, and only then the checkpoints go."""
+    assert result.outcome != "interrupted"
     trained = TrainedTrial(
         steps=result.step,
         tokens=result.tokens,
@@ -150,6 +168,7 @@ def _store_trained(folder: Path, config: TrialConfig, result: TrainingResult, pr
         message=result.message,
         predicted_l0=predicted_l0,
         numerics="; ".join(result.numerics_changes) or None,
+        notes="; ".join(result.notes) or None,
     )
     if result.outcome == "finished":
         save_sae(result.sae, folder / "sae", config=config.model_dump(mode="json"), versions=versions(), metrics={})

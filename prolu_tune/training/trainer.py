@@ -84,6 +84,8 @@ def train(
         RuntimeError: if the stream ends too early.
     """
     trainer = Trainer(config, plan, device=device)
+    for note in trainer.notes:
+        say(note)
     if checkpoint_dir is not None:
         checkpoint, warnings = load_newest(checkpoint_dir, trainer.tensor_specs())
         for warning in warnings:

@@ -44,7 +44,7 @@ def _trial_folder(storage: Path, sweep: str) -> Path:
 
 def test_a_trial_written_by_two_drivers_in_turn_is_one_run_with_each_row_once(storage: Path) -> None:
     folder = _trial_folder(storage, "twice")
-    result = TrialResult(outcome="finished", record=RESULT, checkpoint=str(folder / "sae"))
+    result = TrialResult(outcome="finished", record=RESULT, checkpoint=str(folder / "sae"), notes="few inputs")
     first = _writer(storage, "twice")
     first.start_trial(0, CONFIG)
     first.log_rows(0, folder / "metrics.jsonl")
@@ -62,6 +62,8 @@ def test_a_trial_written_by_two_drivers_in_turn_is_one_run_with_each_row_once(st
     assert [m.value for m in client.get_metric_history(child.info.run_id, "l0")] == [12.5]
     assert child.data.params["training.lr"] == "0.001"
     assert child.data.tags["prolu.state"] == "finished"
+    assert child.data.tags["prolu.notes"] == "few inputs"
+    assert "prolu.numerics" not in child.data.tags
     assert child.info.status == "FINISHED"
     assert (Path(child.info.artifact_uri.removeprefix("file://")) / "sae" / "config.json").read_text() == "{}"
 
