@@ -58,6 +58,6 @@ def campaign(first: int, last: int, *, processes: int, least: int = 0) -> int:
 
 def planted(*, processes: int) -> int:
     """Plants every known bug and returns the exit status."""
-    from simulator.planted import hunt_all
+    from simulator.hunt import hunt_all
 
     return hunt_all(processes=processes)

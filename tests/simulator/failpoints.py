@@ -1,5 +1,7 @@
 """Every failpoint there is: what a simulated process does to the outside world, by the process, the operation and the file."""
 
+import re
+
 FAILPOINTS: tuple[str, ...] = (
     "driver: create artifact",
     "driver: create lock",
@@ -117,3 +119,25 @@ FAILPOINTS: tuple[str, ...] = (
     "trial: write sae sae.safetensors.tmp",
     "trial: write trained.json.tmp",
 )
+
+
+def kind_of(parts: list[str]) -> str:
+    """Returns the name of a kind of file, such as `metrics.jsonl` for that of any trial."""
+    if not parts:
+        return "storage"
+    if parts[0] == "artifacts":
+        return "artifact"
+    name = parts[-1]
+    if name.startswith("checkpoint-"):
+        return "checkpoint.tmp" if name.endswith(".tmp") else "checkpoint"
+    if name.startswith("study.journal.lock"):
+        return "journal lock"
+    if name.startswith(".write-test"):
+        return "write test"
+    if len(parts) > 1 and parts[-2] == "trials":
+        return "trial folder"
+    if len(parts) > 1 and parts[-2] == "sweeps":
+        return "sweep folder"
+    if len(parts) > 1 and parts[-2].startswith("sae"):
+        return f"sae {re.sub(r'[^a-z.]', '', name)}"
+    return name

@@ -2,9 +2,6 @@
 
 import contextlib
 import functools
-import os
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +13,9 @@ from prolu_tune import durable
 from prolu_tune.search.sampler import L0CoverageSampler
 from prolu_tune.sweep import coverage_search, driver, files, journal, mlflow_writer, runner, study, tracking, trial
 from prolu_tune.training import checkpoint, state
+from simulator import file_plants
 from simulator.faults import Fault
-
-MOST_SEEDS = 4000
-"""A plant that so many seeds do not catch is not caught."""
-Change = tuple[Any, str, Any]
+from simulator.file_plants import Change
 
 
 @dataclass(frozen=True)
@@ -53,67 +48,6 @@ class Plant:
         finally:
             for owner, name, value in old:
                 setattr(owner, name, value)
-
-
-def _extend_without_fsync(path: Path, data: bytes, *, at: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        os.ftruncate(descriptor, at)
-        os.pwrite(descriptor, data, at)
-    finally:
-        os.close(descriptor)
-
-
-def _append_behind_fragments(path: Path, data: bytes, *, at: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        os.pwrite(descriptor, data, os.fstat(descriptor).st_size)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    durable.sync_folder(path.parent)
-
-
-def _rename_before_fsync(path: Path, parts: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        temporary.replace(path)
-        durable.sync_folder(path.parent)
-        os.fsync(file.fileno())
-
-
-def _in_place(path: Path, parts: Any) -> None:
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    durable.sync_folder(path.parent)
-
-
-def _replaced(value: Callable[..., None]) -> list[Change]:
-    """Puts another `replace_file` wherever it was imported."""
-    owners = [
-        module for name, module in sys.modules.items() if name.startswith("prolu_tune") and hasattr(module, "replace_file")
-    ]
-    return [(module, "replace_file", value) for module in owners]
-
-
-def _no_folder_sync() -> list[Change]:
-    owners = [
-        module for name, module in sys.modules.items() if name.startswith("prolu_tune") and hasattr(module, "sync_folder")
-    ]
-    return [(module, "sync_folder", lambda folder: None) for module in owners]
-
-
-def _folder_without_sync() -> list[Change]:
-    owners = [
-        module for name, module in sys.modules.items() if name.startswith("prolu_tune") and hasattr(module, "make_folder")
-    ]
-    return [(module, "make_folder", lambda path: path.mkdir(parents=True, exist_ok=True)) for module in owners]
 
 
 def _window_ignored() -> list[Change]:
@@ -329,17 +263,21 @@ def _checksum_unread() -> list[Change]:
 PLANTS: tuple[Plant, ...] = (
     Plant(
         "the journal is appended to without fsync",
-        lambda: [(journal, "extend_file", _extend_without_fsync)],
+        lambda: [(journal, "extend_file", file_plants.extend_without_fsync)],
         near=("study.journal",),
     ),
     Plant(
-        "rows of metrics are appended without fsync", lambda: [(trial, "extend_file", _extend_without_fsync)], near=("trial: ",)
+        "rows of metrics are appended without fsync",
+        lambda: [(trial, "extend_file", file_plants.extend_without_fsync)],
+        near=("trial: ",),
     ),
-    Plant("a file is renamed before it is synced", lambda: _replaced(_rename_before_fsync), near=("rename",)),
-    Plant("a file is written in place", lambda: _replaced(_in_place), near=("anywhere",)),
+    Plant(
+        "a file is renamed before it is synced", lambda: file_plants.replaced(file_plants.rename_before_fsync), near=("rename",)
+    ),
+    Plant("a file is written in place", lambda: file_plants.replaced(file_plants.in_place), near=("anywhere",)),
     Plant(
         "folders are not synced after a rename",
-        _no_folder_sync,
+        file_plants.no_folder_sync,
         near=(
             "driver: ",
             "trial: ",
@@ -347,7 +285,7 @@ PLANTS: tuple[Plant, ...] = (
     ),
     Plant(
         "new folders are not synced",
-        _folder_without_sync,
+        file_plants.folder_without_sync,
         near=(
             "trial: ",
             "driver: ",
@@ -360,7 +298,7 @@ PLANTS: tuple[Plant, ...] = (
     ),
     Plant(
         "an append goes behind the fragment of a failed one",
-        lambda: [(journal, "extend_file", _append_behind_fragments)],
+        lambda: [(journal, "extend_file", file_plants.append_behind_fragments)],
         near=("truncate study.journal",),
     ),
     Plant("the search's window is ignored", _window_ignored, near=("sweep coverage", "sweep wide")),
@@ -408,89 +346,3 @@ PLANTS: tuple[Plant, ...] = (
         test="tests/training/test_checkpoint.py::test_any_flipped_byte_and_any_cut_falls_back_to_the_one_before_and_says_so",
     ),
 )
-
-
-def hunt(plant: Plant, root: Path, *, first: int = 0, most: int = MOST_SEEDS) -> tuple[int, str] | None:
-    """Returns the first seed that catches a plant and what it saw, None if none does."""
-    from simulator import campaign
-
-    for name in campaign.SHARES:
-        campaign.reference(name, root)  # what is right is found out before the bug is in
-    with plant.planted():
-        for seed in range(first, first + most):
-            if not plant.may_show(*campaign.planned(seed, root)):
-                continue
-            _, wrong = campaign.run_seed(seed, root)
-            if wrong:
-                return seed, wrong[0]
-    return None
-
-
-def caught_by_test(plant: Plant) -> bool:
-    """Returns whether the plant's test fails with it and passes without."""
-    with_it, without = (_run_test(str(plant.test), name) for name in (plant.name, ""))
-    return (
-        re.search(r"\b[1-9]\d* failed", with_it) is not None
-        and re.search(r"\bfailed|\berror", without) is None
-        and "passed" in without
-    )
-
-
-def _run_test(test: str, plant: str) -> str:
-    """Returns the last line of a run of pytest; `plant_plugin` puts the bug in."""
-    environment = os.environ | {"PLANT": plant, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "simulator.plant_plugin",
-        test,
-    ]
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-    return (done.stdout.strip().splitlines() or [""])[-1]
-
-
-def _try(plant: Plant) -> tuple[str, bool, str]:
-    """Returns a plant's name, whether it was caught, and how."""
-    from simulator import campaign
-
-    started = time.monotonic()
-    if plant.test is not None:
-        caught = caught_by_test(plant)
-        return plant.name, caught, f"{plant.test} ({time.monotonic() - started:.0f} s)"
-    root = campaign.scratch(abs(hash(plant.name)) % 10**6)
-    try:
-        found = hunt(plant, root)
-        if found is None:
-            return plant.name, False, f"not in {MOST_SEEDS} seeds"
-        seed, wrong = found
-        _, without = campaign.run_seed(seed, root)
-    finally:
-        campaign.clean(root)
-        root.rmdir()
-    if without:
-        return plant.name, False, f"seed {seed} fails without it too: {without[0][:100]}"
-    return plant.name, True, f"seed {seed} ({time.monotonic() - started:.0f} s): {wrong[:110]}"
-
-
-def hunt_all(*, processes: int) -> int:
-    """Plants every bug in turn, prints who caught it, and returns the exit status."""
-    import multiprocessing
-
-    caught = 0
-    with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=1) as pool:
-        for name, well, how in pool.imap(_try_by_index, range(len(PLANTS)), chunksize=1):
-            caught += well
-            print(f"{'caught' if well else 'MISSED'}  {name}: {how}", flush=True)
-    print(f"caught {caught} of {len(PLANTS)}")
-    return 0 if caught == len(PLANTS) else 1
-
-
-def _try_by_index(index: int) -> tuple[str, bool, str]:
-    return _try(PLANTS[index])

@@ -15,7 +15,8 @@ from simulator.clock import Clock, Process
 from simulator.disk import Disk, replacements
 from simulator.failpoints import FAILPOINTS
 from simulator.faults import Fault
-from simulator.planted import PLANTS, hunt
+from simulator.hunt import hunt
+from simulator.planted import PLANTS
 from simulator.spaces import SPACES
 from simulator.world import World
 

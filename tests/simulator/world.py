@@ -1,51 +1,38 @@
 """One seed: a sweep, lived through by as many drivers as it takes, with the faults of the seed's plan."""
 
-import contextlib
 import errno
 import functools
 import itertools
-import logging
-import os
-import queue
 import random
 import shutil
 import signal
 import sys
-import threading
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import optuna
-
 from prolu_tune.errors import InputError, SurroundingsError
-from prolu_tune.results.quiet import quiet_mlflow
 from prolu_tune.search.space import SearchSpace
-from prolu_tune.sweep import mlflow_writer, runner, searcher, signals
-from prolu_tune.sweep import trial as trial_module
+from prolu_tune.sweep import runner
 from simulator import faults
 from simulator.clock import (
     Clock,
     DeadlockError,
     Killed,
     Process,
-    SimEvent,
-    SimQueue,
-    SimThread,
     SimTime,
-    SimTimer,
     Task,
     current_process,
     current_task,
 )
-from simulator.disk import Disk, Strike, replacements
+from simulator.disk import Disk, Strike
+from simulator.installed import installed
 from simulator.quiet_screen import QuietScreen
-from simulator.server import Client, Server
+from simulator.server import Server
 
 MAX_LIVES = 30
 RESUMABLE = (3, 130)
@@ -53,10 +40,6 @@ RESUMABLE = (3, 130)
 
 class ViolationError(Exception):
     """The promise was broken."""
-
-
-class UnansweredError(Exception):
-    """What a client of the tracking server raises when there is no answer."""
 
 
 @dataclass
@@ -246,54 +229,6 @@ class World:
         else:
             self.clock.spawn(life.process, lambda: handler(signal.SIGTERM, None))
 
-    # -- the tracking server's side
-
-    def carry(self, method: str, call: Callable[[], Any]) -> Any:
-        """Carries a client's call to the server and its answer back."""
-        process = current_process()
-        if process is None:
-            return call()
-        if not process.alive:
-            raise Killed
-        name = f"mlflow: {method}"
-        if self.clock.now < self.away_until:
-            self.passed[name] += 1
-            self.clock.sleep(0.2)
-            raise UnansweredError("connection refused")
-        struck = self.effect(name)
-        self.clock.sleep(self.rng.choice((0.001, 0.01, 0.05)))
-        if struck is None:
-            return call()
-        if struck == "error before":
-            raise UnansweredError("connection reset by peer")
-        if struck == "error after":
-            call()
-            raise UnansweredError("the answer was lost")
-        if struck == "error late":
-            self._take_effect_later(call)
-            raise UnansweredError("timed out")
-        if struck == "slow":
-            self.clock.sleep(self.fault_rng.choice((5.0, 40.0)))
-            return call()
-        if struck == "away":
-            self.away_until = self.clock.now + self.fault_rng.choice((3.0, 30.0, 300.0))
-            raise UnansweredError("connection refused")
-        if struck == "refused":
-            return call()
-        self.happen(struck)
-        answer = call()
-        self.settled()
-        return answer
-
-    def _take_effect_later(self, call: Callable[[], Any]) -> None:
-        def late() -> None:
-            with contextlib.suppress(Exception):  # what the server answers reaches nobody
-                call()
-
-        # Past the tracker's pause of 1 s only early on: what a server does after the sweep has ended, nobody looks at again.
-        delays = (0.05, 0.5, 1.2, 1.2) if self.clock.now < 0.5 else (0.05, 0.5, 0.9)
-        self.clock.spawn(Process("server"), late, delay=self.fault_rng.choice(delays))
-
     # -- lives
 
     def start(self, *, delay: float = 0.0) -> Life:
@@ -318,7 +253,7 @@ class World:
         Raises:
             ViolationError: if the promise was broken.
         """
-        with self.installed():
+        with installed(self):
             for _ in range(MAX_LIVES):
                 planned = len(self.plan)
                 self.full_until_restart = False
@@ -399,125 +334,6 @@ class World:
 
     def _rival(self) -> bool:
         return any(extra.ended in ("running", "done", "surroundings", "killed", "interrupted") for extra in self.extra)
-
-    # -- putting it in place
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Puts the simulated world in place of the real one."""
-        from simulator import ray_stand_in
-
-        tune = ray_stand_in.Tune(self)
-        changes: list[tuple[Any, str, Any]] = [
-            *replacements(self.disk),
-            *self._standard_modules(),
-            (os, "_exit", self._exit),
-            (os, "getpid", self._pid),
-            (signals, "signal", SimSignal()),
-            (runner, "_run_trials", tune.run_trials),
-            (searcher, "_DRIVERS", PerProcess(self.drivers)),
-            (trial_module, "train", tune.train),
-        ]
-        import mlflow
-
-        _quiet()
-        changes += [
-            (mlflow, "MlflowClient", lambda **_: Client(self.server, self.carry)),
-            (optuna.logging, "set_verbosity", lambda level: None),
-            (mlflow_writer, "quiet_mlflow", lambda: None),
-            (mlflow_writer, "make_database", lambda uri: None),
-        ]
-        old = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-        try:
-            for owner, name, value in changes:
-                setattr(owner, name, value)
-            yield
-        finally:
-            for owner, name, value in reversed(old):
-                setattr(owner, name, value)
-
-    def _standard_modules(self) -> Iterator[tuple[Any, str, Any]]:
-        clock = self.clock
-        threads = SimpleNamespace(
-            Thread=functools.partial(SimThread, clock),
-            Timer=functools.partial(SimTimer, clock),
-            Event=functools.partial(SimEvent, clock),
-            Lock=threading.Lock,
-            RLock=threading.RLock,
-            current_thread=threading.current_thread,
-            main_thread=threading.main_thread,
-        )
-        queues = SimpleNamespace(Queue=lambda *_: SimQueue(clock), Empty=queue.Empty, Full=queue.Full)
-        stand_ins = {"time": self.time, "threading": threads, "queue": queues}
-        stand_ins["psutil"] = SimpleNamespace(Process=self._processes, NoSuchProcess=ProcessLookupError, pid_exists=self._lives)
-        for module, name in _standard_names():
-            yield module, name, stand_ins[name]
-
-    def _processes(self) -> Any:
-        driver = current_process()
-        children = [
-            SimpleNamespace(kill=functools.partial(self.end_process, process))
-            for process in self.workers
-            if process.parent is driver and process.alive
-        ]
-        return SimpleNamespace(children=lambda recursive=False: children)
-
-    def _pid(self) -> int:
-        process = current_process()
-        return 1 if process is None else process.pid
-
-    def _lives(self, pid: int) -> bool:
-        return any(life.process.pid == pid and life.process.alive for life in [*self.lives, *self.extra])
-
-    def _exit(self, code: int) -> None:
-        process = current_process()
-        assert process is not None
-        self.clock.kill(process, code)
-        self.disk.drop(process)
-        raise Killed
-
-
-@functools.cache
-def _standard_names() -> list[tuple[Any, str]]:
-    """Returns where the sweep's modules hold modules of the standard library that have a stand-in."""
-    modules = [module for name, module in sys.modules.items() if name.startswith("prolu_tune.sweep.")]
-    return [(module, name) for module in modules for name in ("time", "threading", "queue", "psutil") if hasattr(module, name)]
-
-
-@functools.cache
-def _quiet() -> None:
-    """Does what each start of a driver does for its logs; once for all of them, for it empties every logger's cache."""
-    quiet_mlflow()
-    optuna.logging.set_verbosity(logging.ERROR)
-
-
-class SimSignal:
-    """Stands in for the module `signal`: handlers belong to a simulated process."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(signal, name)
-
-    def signal(self, number: int, handler: Any) -> Any:
-        """Sets the handler of the current process and returns the old one."""
-        process = current_process()
-        handlers = getattr(process, "handlers", {})
-        old = handlers.get(number)
-        handlers[number] = handler
-        return old
-
-
-class PerProcess(dict):
-    """A module's global table, one for each simulated process."""
-
-    def __init__(self, stored: dict[tuple[int, str], Any]) -> None:
-        super().__init__()
-        self._stored = stored
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._stored[id(current_process()), key] = value
-
-    def __getitem__(self, key: str) -> Any:
-        return self._stored[id(current_process()), key]
 
 
 def clean(root: Path) -> None:
