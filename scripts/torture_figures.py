@@ -186,7 +186,8 @@ def measure_away(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
         assert first.start(*quick).wait(LONG_S) == 0
     cache = first.storage / "cache"
     with history(base / "h", space, **settings, cache=cache) as here:
-        last = here.finish()
+        last = here.start()
+        assert last.wait(LONG_S) == 0, last.lines
         expected, throughput = here.result(last), _throughput(last)
     with history(base / "b", space, **settings, cache=cache) as made:
         assert made.server is not None

@@ -14,9 +14,7 @@ import fcntl
 import json
 import os
 import random
-import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import torch  # noqa: E402 - the tests' folder has to be on the path first
 from events import operations as op  # noqa: E402
 from events.operations import OPERATIONS  # noqa: E402
+from events.tracing import traced  # noqa: E402
 
 from prolu_tune.activations.arrow_files import DamagedFileError  # noqa: E402
 from prolu_tune.activations.cache import open_chunk  # noqa: E402
@@ -247,11 +246,6 @@ def _problem(work: Callable[[], Any]) -> tuple[str | None, Any]:
 
 # -- system calls, struck by strace
 
-CALLS = [
-    *("openat", "creat", "write", "pwrite64", "writev", "fsync", "fdatasync", "ftruncate", "truncate", "rename", "renameat"),
-    *("renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir", "symlink", "symlinkat", "link", "linkat"),
-]
-
 
 def strace_all(counter: Counter) -> None:
     """Strikes at each system call of each write: killed at its entry, and failed with EIO and ENOSPC."""
@@ -276,45 +270,6 @@ def strace_all(counter: Counter) -> None:
 def _after(name: str, folder: Path) -> None:
     OPERATIONS[name].check(folder)
     OPERATIONS[name].go_on(folder)
-
-
-def traced(name: str, before: Path, folder: Path, inject: str | None) -> tuple[int, list[str]]:
-    """Returns (wait status, system calls in order) of a write in a process of its own, with a fault injected."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(before, folder, symlinks=True)
-    warm = folder.with_name("warm")
-    shutil.rmtree(warm, ignore_errors=True)
-    shutil.copytree(before, warm, symlinks=True)
-    child = os.fork()
-    if child == 0:
-        _act_alone(name, warm, folder)
-    os.waitpid(child, os.WUNTRACED)
-    log = folder.with_name("strace.txt")
-    command = ["strace", "-f", "-o", str(log), "-e", "trace=" + ",".join(CALLS), "-p", str(child)]
-    if inject is not None:
-        command += ["-e", f"inject={inject}"]
-    tracer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    status = Path(f"/proc/{child}/status")
-    while not re.search(r"TracerPid:\t[1-9]", status.read_text()) and tracer.poll() is None:
-        time.sleep(0.005)
-    os.kill(child, signal.SIGCONT)
-    _, ended = os.waitpid(child, 0)
-    tracer.wait(timeout=30)
-    return ended, re.findall(r"^\d+\s+([a-z0-9]+)\(", log.read_text(), flags=re.MULTILINE)
-
-
-def _act_alone(name: str, warm: Path, folder: Path) -> None:
-    """In a forked process: does a write once to load all it needs, waits to be traced, does it on the files that count."""
-    status = 1
-    try:
-        OPERATIONS[name].act(warm)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        OPERATIONS[name].act(folder)
-        status = 0
-    except (InputError, SurroundingsError, OSError):
-        status = 0
-    finally:
-        os._exit(status)
 
 
 # -- a full disk

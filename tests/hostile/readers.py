@@ -8,7 +8,6 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,26 +16,19 @@ import torch
 import yaml
 from events import operations as op
 
-from hostile.mutate import as_json, mutated_bytes, mutated_tree
+from hostile import record_readers
+from hostile.mutate import as_json, forged, mutated_bytes, mutated_tree
 from prolu_tune.activations.arrow_files import DamagedFileError, file_checksum, fixed_rows
 from prolu_tune.activations.cache import chunk_name, open_chunk
-from prolu_tune.activations.digests import read_json
 from prolu_tune.activations.packing import TokenFile
 from prolu_tune.config.shape import model_shape
 from prolu_tune.config.trial import ActivationConfig
-from prolu_tune.durable import sealed, unsealed
 from prolu_tune.errors import InputError, SurroundingsError
 from prolu_tune.export.source import read_trained
-from prolu_tune.results.filters import StoredTrial
-from prolu_tune.results.query import Sweep, SweepFacts, load_sae
-from prolu_tune.results.records import record_from_run, to_json
-from prolu_tune.results.status import read_space
+from prolu_tune.results.query import load_sae
 from prolu_tune.sae.folder import _config_digest
 from prolu_tune.sae.tensor_file import content_digest, read_tensors, write_tensors
 from prolu_tune.search.space import load_space
-from prolu_tune.sweep.files import SweepFolder, read_stored
-from prolu_tune.sweep.study import SweepStudy
-from prolu_tune.sweep.trial import MetricsFile
 from prolu_tune.training.checkpoint import FORMAT, load_newest
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -57,11 +49,6 @@ class Reader(NamedTuple):
     allowed: tuple[type[Exception], ...]
     prepare: Callable[[Path, random.Random], tuple[int, Callable[[], str]]]
     """(scratch folder, generator) -> (bytes of the mutated input, the reading of it, which says what came of it)."""
-
-
-def _forged(rng: random.Random) -> bool:
-    """Whether the checksum is made to fit, so that what lies behind it is reached."""
-    return rng.random() < 0.6
 
 
 # -- YAML
@@ -116,11 +103,11 @@ def _model(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
 
 def _sae(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
     op.save(folder, 0)
-    target, forged = folder / "sae", _mutated_sae(folder / "sae", rng)
+    target, fits = folder / "sae", _mutated_sae(folder / "sae", rng)
 
     def read() -> str:
         loaded = load_sae(target)
-        if not forged:
+        if not fits:
             assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in op.sae(0).state_dict().items())
         return "taken"
 
@@ -147,7 +134,7 @@ def _mutated_sae(target: Path, rng: random.Random) -> bool:
     if rng.random() < 0.4:
         tensors.write_bytes(_mutated_tensors(tensors.read_bytes(), rng))
         return False
-    if not _forged(rng):
+    if not forged(rng):
         config.write_bytes(mutated_bytes(config.read_bytes(), rng))
         return False
     document = mutated_tree(json.loads(config.read_bytes()), rng)
@@ -176,8 +163,8 @@ def _size(folder: Path) -> int:
 def _checkpoint(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
     op.save_checkpoint(folder, op.checkpoint(7))
     path = folder / "checkpoint-0000000007.safetensors"
-    forged = _forged(rng)
-    if forged:
+    fits = forged(rng)
+    if fits:
         tensors, metadata = read_tensors(path, op.specs())
         tree = mutated_tree({"format": FORMAT, "state": json.loads(metadata["state"])}, rng)
         state = tree.get("state", "") if isinstance(tree, dict) else ""
@@ -194,7 +181,7 @@ def _checkpoint(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str
     def read() -> str:
         found, notes = load_newest(folder, op.specs())
         assert (found is None) == bool(notes), "nothing was said"
-        assert forged or found is None or op.same_checkpoint(found, op.checkpoint(7))
+        assert fits or found is None or op.same_checkpoint(found, op.checkpoint(7))
         return "taken" if found else "refused"
 
     return size, read
@@ -221,9 +208,9 @@ def _arrow(folder: Path, rng: random.Random, array: np.ndarray) -> tuple[Path, b
     if kind > 2 or rng.random() < 0.3:
         data = mutated_bytes(data, rng)
         path.write_bytes(data)
-    forged = _forged(rng)
-    checksum = file_checksum(path) if forged else file_checksum(path)[::-1]
-    return path.rename(folder / f"{chunk_name(0)}-{checksum}.arrow"), forged
+    fits = forged(rng)
+    checksum = file_checksum(path) if fits else file_checksum(path)[::-1]
+    return path.rename(folder / f"{chunk_name(0)}-{checksum}.arrow"), fits
 
 
 _COLUMNS = (
@@ -241,11 +228,11 @@ _COLUMNS = (
 
 
 def _chunk(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
-    path, forged = _arrow(folder, rng, op.activations(0))
+    path, fits = _arrow(folder, rng, op.activations(0))
 
     def read() -> str:
         array = open_chunk(path, tokens=op.TOKENS, d_in=op.D_IN)
-        assert forged and array.shape == (op.TOKENS, op.D_IN)
+        assert fits and array.shape == (op.TOKENS, op.D_IN)
         array.sum(dtype=np.float64)
         return "taken"
 
@@ -253,159 +240,15 @@ def _chunk(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
 
 
 def _tokens(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
-    path, forged = _arrow(folder, rng, np.arange(96, dtype=np.uint16).reshape(12, 8))
+    path, fits = _arrow(folder, rng, np.arange(96, dtype=np.uint16).reshape(12, 8))
 
     def read() -> str:
         file = TokenFile(path, context_length=8)
-        assert forged
+        assert fits
         file.rows(np.arange(file.num_rows))
         return "taken"
 
     return path.stat().st_size, read
-
-
-# -- the study's journal, rows, small files
-
-
-def _journal(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
-    sweep = SweepFolder(folder)
-    (folder / "study.journal").write_bytes(_journal_sample())
-    lines = _journal_sample().splitlines(keepends=True)
-    if _forged(rng):
-        at = rng.randrange(len(lines))
-        record = mutated_tree(unsealed(lines[at]), rng)
-        lines[at : at + 1] = [_sealed(record)] * rng.choice((1, 1, 2)) if rng.random() < 0.8 else []
-        data = b"".join(lines)
-    else:
-        data = mutated_bytes(b"".join(lines), rng)
-    (folder / "study.journal").write_bytes(data)
-
-    def read() -> str:
-        study = SweepStudy(sweep, "s")
-        results, configs = study.results(), study.configs()
-        assert results.keys() <= configs.keys()
-        return "taken"
-
-    return len(data), read
-
-
-_JOURNAL: list[bytes] = []
-
-
-def _journal_sample() -> bytes:
-    if not _JOURNAL:
-        with tempfile.TemporaryDirectory() as folder:
-            op.JOURNAL.prepare(Path(folder))
-            _JOURNAL.append((Path(folder) / "sweep" / "study.journal").read_bytes())
-    return _JOURNAL[0]
-
-
-def _rows(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
-    lines = [sealed(op.row(step)) for step in (10, 20, 30, 40)]
-    if _forged(rng):
-        at = rng.randrange(4)
-        lines[at] = _sealed(mutated_tree(op.row(10 * at + 10), rng))
-        data = b"".join(lines)
-    else:
-        data = mutated_bytes(b"".join(lines), rng)
-    (folder / "metrics.jsonl").write_bytes(data)
-
-    def read() -> str:
-        rows = MetricsFile(folder / "metrics.jsonl")
-        rows.append(op.row(50))
-        return "taken"
-
-    return len(data), read
-
-
-def _small(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
-    data = mutated_bytes(sealed({"steps": 3, "message": "x", "outcome": "finished"}), rng)
-    (folder / "trained.json").write_bytes(data)
-
-    def read() -> str:
-        assert read_json(folder / "trained.json") is None or unsealed(data)
-        assert read_stored(folder / "trained.json") == {"steps": 3, "message": "x", "outcome": "finished"}
-        return "taken"
-
-    return len(data), read
-
-
-def _sealed(record: Any) -> bytes:
-    return sealed(record) if isinstance(record, dict) and record else as_json(record) + b"\n"
-
-
-# -- what a tracking server says
-
-
-def _records(folder: Path, rng: random.Random) -> tuple[int, Callable[[], str]]:
-    space = {
-        "architectures": {"relu+l1": {"l1_coefficient": {"values": [1]}}},
-        "search": {"kind": "coverage", "l0": [5, 50], "bins": 4},
-    }
-    tags = {
-        "prolu.kind": "trial",
-        "prolu.trial": "3",
-        "prolu.state": "finished",
-        "prolu.architecture": "relu+l1",
-        "prolu.checkpoint": "/x",
-    }
-    params = {
-        "sae.nonlinearity": "relu",
-        "sae.penalty": "l1",
-        "training.l1_coefficient": "0.5",
-        "training.lr": "1e-3",
-        "seed": "0",
-    }
-    metrics = {"l0": 12.0, "ce_degradation": 0.5, "steps": 10.0, "tokens": 100.0, "wall_s": 2.0, "train/tokens": 50.0}
-    answer = mutated_tree({"space": space, "tags": tags, "params": params, "metrics": metrics}, rng)
-    text = as_json(answer.get("space")) if isinstance(answer, dict) else b""
-    text = mutated_bytes(text, rng) if rng.random() < 0.5 else text
-    as_tag = rng.random() < 0.5
-
-    def table(name: str, kind: type) -> dict[str, Any]:
-        # MLflow's own client makes texts of tags and parameters and numbers of metrics before anyone sees them.
-        found = answer.get(name) if isinstance(answer, dict) else None
-        pairs = found.items() if isinstance(found, dict) else ()
-        if kind is str:
-            return {str(key): str(value) for key, value in pairs}
-        return {str(key): _number(value) for key, value in pairs}
-
-    def read() -> str:
-        run = SimpleNamespace(
-            info=SimpleNamespace(run_id="0" * 32, run_name="r", experiment_id="1", status="RUNNING"),
-            data=SimpleNamespace(tags=table("tags", str), params=table("params", str), metrics=table("metrics", float)),
-        )
-        trial = StoredTrial(record_from_run(run), run.data.metrics, run.data.params, run.data.tags, "r")  # type: ignore[arg-type] - stands in for MLflow's Run
-        parent = SimpleNamespace(
-            info=run.info, data=SimpleNamespace(tags={"prolu.space": text.decode("utf-8", "replace")} if as_tag else {})
-        )
-        found = read_space(_Server(text), parent)  # type: ignore[arg-type] - stands in for MLflow's client
-        facts = SweepFacts(name="n", run_id="0" * 32, tracking_uri="sqlite://", run_status="RUNNING", space=found, num_trials=3)
-        sweep = Sweep((facts,), (trial, trial))
-        to_json({"status": sweep.status(), "frontier": sweep.frontier(), "best": sweep.best(60)})
-        return "taken"
-
-    return len(text) + 1000, read
-
-
-class _Server:
-    """A tracking server that hands out one artifact."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def download_artifacts(self, run_id: str, path: str, folder: str) -> str:
-        """Puts the artifact into the folder, as MLflow's client does."""
-        target = Path(folder) / path
-        target.write_bytes(self._content)
-        return str(target)
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return float("nan")
 
 
 OURS = (InputError, SurroundingsError)
@@ -415,10 +258,10 @@ READERS: dict[str, Reader] = {
     "checkpoint": Reader(14, (SurroundingsError,), _checkpoint),
     "chunk": Reader(12, (DamagedFileError,), _chunk),
     "token rows": Reader(6, (DamagedFileError,), _tokens),
-    "journal": Reader(8, OURS, _journal),
-    "metrics rows": Reader(4, (SurroundingsError,), _rows),
-    "small files": Reader(2, (SurroundingsError,), _small),
-    "server's records": Reader(6, OURS, _records),
+    "journal": Reader(8, OURS, record_readers.journal),
+    "metrics rows": Reader(4, (SurroundingsError,), record_readers.rows),
+    "small files": Reader(2, (SurroundingsError,), record_readers.small),
+    "server's records": Reader(6, OURS, record_readers.records),
     "export source": Reader(4, (InputError,), _export),
     "model config": Reader(2, (InputError,), _model),
 }
