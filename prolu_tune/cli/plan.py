@@ -170,6 +170,7 @@ def _document(loaded: "LoadedSpace", machine: "Machine", costs: "Estimate", d_in
     from dataclasses import asdict
 
     from prolu_tune.config.resolve import plan_trial
+    from prolu_tune.results.records import chosen_by
 
     space = loaded.space
     trials = []
@@ -178,12 +179,7 @@ def _document(loaded: "LoadedSpace", machine: "Machine", costs: "Estimate", d_in
         trials.append(
             {
                 "trial": index,
-                "architecture": config.sae.architecture,
-                "nonlinearity": config.sae.nonlinearity,
-                "penalty": config.sae.penalty,
-                "l1_coefficient": config.training.l1_coefficient,
-                "lr": config.training.lr,
-                "seed": config.seed,
+                **chosen_by(config),
                 "tokens": config.training.num_tokens,
                 "steps": steps.num_steps,
                 "d_in": d_in,

@@ -72,6 +72,18 @@ def finite(value: float | str | None) -> float | None:
     return number if math.isfinite(number) and abs(number) < MLFLOW_INFINITY else None
 
 
+def chosen_by(config: TrialConfig) -> Record:
+    """Returns the fields by which trials of a sweep differ."""
+    return {
+        "architecture": config.sae.architecture,
+        "nonlinearity": config.sae.nonlinearity,
+        "penalty": config.sae.penalty,
+        "l1_coefficient": config.training.l1_coefficient,
+        "lr": config.training.lr,
+        "seed": config.seed,
+    }
+
+
 def new_record(
     config: TrialConfig,
     *,
@@ -96,12 +108,7 @@ def new_record(
     identity = {
         "run_id": run_id,
         "trial": trial,
-        "architecture": config.sae.architecture,
-        "nonlinearity": config.sae.nonlinearity,
-        "penalty": config.sae.penalty,
-        "l1_coefficient": config.training.l1_coefficient,
-        "lr": config.training.lr,
-        "seed": config.seed,
+        **chosen_by(config),
         "state": state,
     }
     return _record(identity, metrics, checkpoint=checkpoint, on_frontier=on_frontier)

@@ -76,13 +76,7 @@ class _ProluRelu(torch.autograd.Function):
         return grad, grad.sum(0)
 
 
-class _ProluSte(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, pre: Tensor, bias: Tensor) -> Tensor:
-        acts = _gated(pre, bias)
-        ctx.save_for_backward(acts)
-        return acts
-
+class _ProluSte(_ProluRelu):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (acts,) = ctx.saved_tensors

@@ -1,24 +1,16 @@
 """One training step of dictionary_learning, its standard trainer; runs in the other libraries' environment."""
 
-import argparse
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from dictionary_learning.trainers.standard import StandardTrainer  # pyright: ignore[reportMissingImports]  # peers' environment
-from safetensors.torch import load_file
-from serve import serve, timed  # pyright: ignore[reportMissingImports]  # beside this script, which is run as a file
+from serve import given, serve, timed  # pyright: ignore[reportMissingImports]  # beside this script, which is run as a file
 
 
 def main() -> None:
     """Answers {"batch": i, "clock": ...} with {"seconds": ...} of one step."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data")
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    data = load_file(options.data)
-    batches = [tensor for name, tensor in sorted(data.items()) if name.startswith("x")]
+    data, batches = given()
     d_in, d_sae = data["W_enc"].shape
     trainer = StandardTrainer(
         steps=10**6,

@@ -1,6 +1,5 @@
 """One training step of SAELens, its own trainer on its standard autoencoder; runs in the other libraries' environment."""
 
-import argparse
 from importlib.metadata import version
 from typing import Any
 
@@ -8,19 +7,12 @@ import torch
 from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig  # pyright: ignore[reportMissingImports]
 from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImports]  # there in the peers' environment only
 from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]  # likewise
-from safetensors.torch import load_file
-from serve import serve, timed  # pyright: ignore[reportMissingImports]  # beside this script, which is run as a file
+from serve import given, serve, timed  # pyright: ignore[reportMissingImports]  # beside this script, which is run as a file
 
 
 def main() -> None:
     """Answers {"batch": i, "clock": ...} with {"seconds": ...} of one step."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data")
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    data = load_file(options.data)
-    batches = [tensor for name, tensor in sorted(data.items()) if name.startswith("x")]
+    data, batches = given()
     d_in, d_sae = data["W_enc"].shape
     sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, l1_coefficient=1e-3, device="cpu"))
     with torch.no_grad():
