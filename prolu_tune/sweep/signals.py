@@ -17,7 +17,7 @@ from prolu_tune.screen.screen import Screen
 from prolu_tune.sweep.driver import SweepDriver
 from prolu_tune.sweep.local_ray import MARK, end_children
 
-GRACE_S = 8.0
+GRACE_S = 7.0
 """How long trials may take to save before the driver leaves without them; their last checkpoints stand."""
 RESTARTS = "PROLU_TUNE_RESTARTS"
 """Environment variable: how often Ray's processes died in a row without any progress in between."""
