@@ -1,6 +1,6 @@
 """Everything that is measured, one process after the other, and the table of ratios: ours, SAELens, dictionary_learning.
 
-Both sides of a ratio take turns in one run; figures are medians. Steps are ReLU and L1 as the other libraries'.
+Both sides of a ratio take turns in one run; figures are medians, except for the sweep, which is run once. Steps are ReLU and L1 as the other libraries'.
 """
 
 import json
@@ -46,7 +46,7 @@ def main() -> None:
     results["memory"] = _measured(["memory", "--json"])
     if not options.quick:
         results["stream"] = _measured(["stream", *shared])
-        results["sweep"] = _measured(["sweep", *peers, "--threads", "2", "--json"])
+        results["sweep"] = _measured(["sweep", *peers, "--rounds", "1", "--threads", "2", "--json"])
     if options.json:
         print(json.dumps(results))
         return
