@@ -1,6 +1,7 @@
 """Everything that is measured, one process after the other, and the table of ratios: ours, SAELens, dictionary_learning.
 
-Both sides of a ratio take turns in one run; figures are medians, except for the sweep, which is run once. Steps are ReLU and L1 as the other libraries'.
+Both sides of a ratio take turns in one run; figures are medians, except for the sweep, which is run once. Steps are
+ReLU and L1 as the other libraries'.
 """
 
 import json
