@@ -214,7 +214,7 @@ def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
     try:
         driver.tracker.close(timeout_s=TRACKER_CLOSE_S)
     except SurroundingsError as error:
-        driver.failure = driver.failure or str(error)
+        driver.stop_for(str(error))
     records = driver.records()
     if complete and driver.failure is None:
         assert driver.tracker.writer is not None
@@ -225,7 +225,7 @@ def _conclude(driver: SweepDriver, marker: Path) -> SweepOutcome:
         try:
             driver.mirror.release()
         except SurroundingsError as error:
-            driver.failure = driver.failure or str(error)
+            driver.stop_for(str(error))
     if driver.refused and driver.failure is None:
         driver.failure = "; ".join(f"trial {index} does not go on: {why}" for index, why in sorted(driver.refused.items()))
     exit_code = 3 if driver.failure else 130 if driver.stopping else None

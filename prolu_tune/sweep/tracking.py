@@ -55,6 +55,8 @@ class Tracker:
             SurroundingsError: if that takes longer than `timeout_s`; what is missing waits on disk.
         """
         self._calls.put(None)
+        if self._error is not None:
+            self._note(f"waiting {timeout_s:.0f} s for MLflow at most")
         self._thread.join(timeout_s)
         if self._thread.is_alive() or self._error is not None:
             self._give_up.set()

@@ -278,18 +278,12 @@ PLANTS: tuple[Plant, ...] = (
     Plant(
         "folders are not synced after a rename",
         file_plants.no_folder_sync,
-        near=(
-            "driver: ",
-            "trial: ",
-        ),
+        near=("driver: ", "trial: "),
     ),
     Plant(
         "new folders are not synced",
         file_plants.folder_without_sync,
-        near=(
-            "trial: ",
-            "driver: ",
-        ),
+        near=("trial: ", "driver: "),
     ),
     Plant(
         "a torn journal is not cut to its last whole record",
@@ -307,20 +301,14 @@ PLANTS: tuple[Plant, ...] = (
     Plant(
         "locks are not taken",
         _no_lock,
-        near=(
-            "mlflow",
-            "driver: ",
-        ),
+        near=("mlflow", "driver: "),
     ),
     Plant("a worker does not wait for a dead driver's one", _no_lease, near=("trial: ",)),
     Plant("a trial's end is shown before it is stored", _shown_before_stored, near=("study.journal",)),
     Plant(
         "training is noted as done before the autoencoder is saved",
         _trained_before_saved,
-        near=(
-            "sae",
-            "trained",
-        ),
+        near=("sae", "trained"),
     ),
     Plant("training goes on from the checkpoint before the last", _checkpoint_before_last, near=("trial: ",)),
     Plant("rows after the checkpoint are kept at a resume", _stale_rows_kept, near=("trial: ",)),
@@ -335,6 +323,10 @@ PLANTS: tuple[Plant, ...] = (
     Plant("ended trials are not tracked again after a restart", _ended_not_tracked_again, near=("mlflow",)),
     Plant("the sweep is done before MLflow has everything", _end_without_waiting),
     Plant("a trial never leaves the frontier", _frontier_only_grows),
+    Plant(
+        "the command leaves with 3 and does not say why",
+        lambda: [(driver.SweepDriver, "stop_for", lambda self, reason: setattr(self, "failure", self.failure or reason))],
+    ),
     Plant(
         "a checkpoint forgets Adam's moments",
         lambda: _forgets("exp_avg_sq"),

@@ -10,6 +10,7 @@ class QuietScreen(Screen):
 
     def __init__(self, world: Any) -> None:
         self._world = world
+        self.notes: list[str] = []
 
     def start(self, sweep: Any, architectures: Any, total: Any, done: int = 0, l0_range: Any = None, records: Any = ()) -> None:
         shown = {record["trial"]: record["state"] for record in records}
@@ -30,6 +31,7 @@ class QuietScreen(Screen):
         self._world.acknowledged[record["trial"]] = state
 
     def note(self, text: str) -> None:
+        self.notes.append(text)
         self._world.say(f"note: {text}")
 
     def phase(self, text: str, done: int | None = None, total: int | None = None) -> None:

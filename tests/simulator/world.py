@@ -48,6 +48,7 @@ class Life:
 
     process: Process
     task: Task
+    screen: QuietScreen
     struck: list[str] = field(default_factory=list)
     ended: str = "running"
 
@@ -241,7 +242,7 @@ class World:
             lambda: runner.run_sweep(self.space, storage=self.root, tracking_uri="sqlite:///simulated", screen=screen),
             delay=delay,
         )
-        return Life(process, task)
+        return Life(process, task, screen)
 
     def start_second(self, delay: float = 0.0) -> None:
         """Somebody runs the command a second time."""
@@ -326,6 +327,8 @@ class World:
         else:
             code = task.value.exit_code
             life.ended = {0: "done", 1: "done", 3: "surroundings", 130: "interrupted"}.get(code, f"exit {code}")
+            if code == 3 and not any(note in (task.value.message or "") for note in life.screen.notes):
+                self.violation(f"the command left with 3 and did not say why: {task.value.message}")
             if code in (0, 1):
                 self.outcome = task.value
         self.say(f"=== ended: {life.ended} {task.error or ''}")

@@ -144,10 +144,19 @@ def test_an_mlflow_that_stays_away_ends_in_a_message_not_a_hang(storage: Path) -
     def make_writer() -> MlflowWriter:
         raise ConnectionError("connection refused")
 
-    tracker = Tracker(make_writer, note=lambda text: None)
+    notes: list[str] = []
+    away = threading.Event()
+
+    def note(text: str) -> None:
+        notes.append(text)
+        away.set()
+
+    tracker = Tracker(make_writer, note=note)
     tracker.call(lambda writer: None)
+    assert away.wait(10)
     with pytest.raises(SurroundingsError, match="nothing is lost: run the same command again"):
-        tracker.close(timeout_s=0.2)
+        tracker.close(timeout_s=1.2)
+    assert notes[1:] == ["waiting 1 s for MLflow at most"]
 
 
 def test_a_trial_whose_autoencoder_is_gone_is_not_called_complete(storage: Path) -> None:
