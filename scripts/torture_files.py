@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import torch  # noqa: E402 - the tests' folder has to be on the path first
 from events import operations as op  # noqa: E402
 from events.operations import OPERATIONS  # noqa: E402
-from events.tracing import traced  # noqa: E402
+from events.tracing import traced  # noqa: E402  as above
 
 from prolu_tune.activations.arrow_files import DamagedFileError  # noqa: E402
 from prolu_tune.activations.cache import open_chunk  # noqa: E402

@@ -99,16 +99,20 @@ def run_trial(
         )
         if result.outcome == "interrupted":
             return Interrupted
-        if len(rows.rows) != result.rows:
-            raise SurroundingsError(
-                f"{folder / 'metrics.jsonl'} holds {len(rows.rows)} of the {result.rows} rows of this trial: something cut it; "
-                f"remove the folder {folder}, then run the same command again: the trial starts afresh, to the same result"
-            )
+        _check_whole(rows, result, folder)
         trained = _store_trained(folder, config, result, judge.predicted_l0)
     # Here and not only when training ends: who trained it may have been killed before.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     sync_folder(folder)
     return _result(trained, judge.course(), folder / "sae", evaluate)
+
+
+def _check_whole(rows: "MetricsFile", result: TrainingResult, folder: Path) -> None:
+    if len(rows.rows) != result.rows:
+        raise SurroundingsError(
+            f"{folder / 'metrics.jsonl'} holds {len(rows.rows)} of the {result.rows} rows of this trial: something cut it; "
+            f"remove the folder {folder}, then run the same command again: the trial starts afresh, to the same result"
+        )
 
 
 class _Judge:

@@ -69,8 +69,10 @@ def complaint_about(path: SparsePath, sae: SparseAutoencoder, training: Training
     x = sae.normalize(x.to(sae.b_dec.device)).x
     ours, plain = copy.deepcopy(sae), copy.deepcopy(sae)
     pre = (x - sae.b_dec) @ sae.W_enc
+    # The largest hundredth is active: a fresh autoencoder's half would be more than the sparse step has room for.
+    bias = -pre.flatten().sort().values[-max(1, pre.numel() // 100) - 1]
     for each in (ours, plain):
-        each.b_enc.fill_(-pre.flatten().sort().values[-max(1, pre.numel() // 100)])
+        each.b_enc.fill_(bias)
     before = [parameter.clone() for parameter in ours.parameters()]
     try:
         for gradients, each in ((path.gradients, ours), (dense_gradients, plain)):
@@ -79,7 +81,8 @@ def complaint_about(path: SparsePath, sae: SparseAutoencoder, training: Training
         for (name, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
             if not _are_close(p.grad, q.grad, _ROUNDING[sae.operands]):
                 return f"its gradient of {name} is not the dense step's"
-            p.grad = q.grad
+            assert q.grad is not None
+            p.grad = q.grad.clone()  # an update may change its gradients
         for change, each in ((path.update, ours), (update, plain)):
             change(each, Adam(each, training, eps=1e-8))
         for (name, p), q, old in zip(ours.named_parameters(), plain.parameters(), before, strict=True):

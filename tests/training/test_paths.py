@@ -74,6 +74,11 @@ def test_a_wrong_gradient_is_named(name):
     assert f"gradient of {name}" in complaint_about(SparsePath(_Broken(name), ALWAYS), _sae(), TrainingConfig())
 
 
+def test_the_check_reaches_even_the_smallest_autoencoder():
+    sae = SparseAutoencoder(SaeConfig(), 2, 3)
+    assert "gradient of W_enc" in complaint_about(SparsePath(_Broken("W_enc"), ALWAYS), sae, TrainingConfig())
+
+
 def test_a_wrong_update_and_an_error_are_named():
     assert "update of W_dec" in complaint_about(SparsePath(SparseStep(), ALWAYS, _lame), _sae(), TrainingConfig())
     assert "RuntimeError: no kernel image" in complaint_about(SparsePath(_Failing(), ALWAYS), _sae(), TrainingConfig())

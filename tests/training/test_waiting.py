@@ -30,7 +30,7 @@ def test_between_two_rows_nothing_waits_for_the_device(architecture: str) -> Non
     nonlinearity, penalty = architecture.split("+")
     config = TrialConfig(
         sae=SaeConfig(nonlinearity=nonlinearity, penalty=penalty, d_sae=32),
-        # The dense step is what a GPU takes.
+        # The dense step. A GPU's sparse one waits for the count of its entries, with work still queued behind it.
         training=TrainingConfig(num_tokens=64 * 12, batch_size=64, sparse_step=False, log_every=4),
         resampling=ResamplingConfig(steps=()),
     )
